@@ -1,0 +1,300 @@
+"""One keep-alive HTTP/1.1 connection to an engine, and the reply being read from it.
+
+Knows bytes, the parser and the transport: framing, backpressure, what may be reused, when an exchange is overdue. Does not know
+addresses, the pool, retries, request heads, JSON or SSE: body bytes are handed over as they came.
+
+Rules it keeps:
+  - One exchange at a time. `reply` is set from `request()` until its last byte, and None at rest or once it failed.
+  - The parser appends body bytes to `parts` without a Python frame; the loop reads at most one buffer beyond HIGH_WATER.
+  - No timer per exchange: the hot path only sets `fresh`, and `check()`, called by the pool at each of its ticks, looks at the
+    clock. A deadline is therefore met up to one tick late, and never early.
+  - A reply that is closed early takes its connection down with it at once: that is what stops the engine's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from gateway.protocol.errors import UpstreamError, UpstreamInvalidResponse, UpstreamReset, UpstreamTimeout
+
+HIGH_WATER = 256 * 1024  # bytes of unread body, framing included, at which the socket is read no further
+MAX_HEAD = 64 * 1024  # bytes of status line and headers, and of framing between two pieces of body
+MAX_HEADERS = 256
+
+# Any other value would need decoding, and we asked for none.
+_PLAIN = {b"content-encoding": (b"identity", b""), b"transfer-encoding": (b"chunked",)}
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Seconds, all positive. `headers` covers the whole generation of a reply that is not streamed."""
+
+    connect: float = 2.0  # name lookup, every address and TLS together
+    headers: float = 600.0  # from the request to the last response header
+    idle: float = 120.0  # between two pieces of the body, while somebody waits for one
+    keepalive: float = 4.0  # at rest in the pool; engines drop a connection after 5 s
+    write: float = 30.0  # without the engine taking a byte of the request
+
+
+class Stale(UpstreamReset):
+    """A reused connection died before a byte of its response: the one failure that is worth another try."""
+
+
+class Reply:
+    """A response whose head has arrived. Header names are lower-cased; values are as sent."""
+
+    __slots__ = ("_connection", "complete", "error", "headers", "status")
+
+    def __init__(self, connection: Connection, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status = 0
+        self.headers = headers
+        self.complete = False  # the last byte of the body has arrived, read or not
+        self.error: UpstreamError | None = None
+        self._connection: Connection | None = connection
+
+    def take(self) -> bytes:
+        """What has arrived since the last look, without waiting; b"" if nothing has."""
+        connection = self._connection
+        return b"" if connection is None or not connection.parts else connection.drain()
+
+    async def read(self) -> bytes:
+        """The next bytes of the body as they came, at once if any are there; b"" at the end.
+
+        Raises UpstreamReset, UpstreamTimeout or UpstreamInvalidResponse, after all that arrived before was read.
+        """
+        connection = self._connection
+        if connection is not None and not connection.parts and not self.complete and self.error is None:
+            waiter = connection.waiter = connection.loop.create_future()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self.close()
+                raise
+        data = self.take()
+        if data or self.complete:
+            return data
+        raise self.error or UpstreamReset("the reply was closed before it was complete")
+
+    def close(self) -> None:
+        """Give the connection back if the reply is complete, else abort it. May be called again, and while `read` waits."""
+        connection = self._connection
+        if connection is not None:
+            self._connection = None
+            connection.release(self.complete)
+
+
+class Connection(asyncio.Protocol):
+    """`at_rest` is called when the connection may be used again, `lost` once when it is gone."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self, name: str, timeouts: Timeouts, at_rest: Callable[[Connection], None], lost: Callable[[Connection], None]
+    ) -> None:
+        self.name, self.timeouts, self.at_rest, self.lost = name, timeouts, at_rest, lost
+        self.loop = asyncio.get_running_loop()
+        self.parts: list[bytes] = []
+        self.on_body = self.parts.append  # the parser calls it directly
+        self.headers: list[tuple[bytes, bytes]] | None = None  # of the head being read; None outside a head
+        self.reply: Reply | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        self.used = self.began = self.fresh = self.interim = self.paused = self.until_eof = False
+        self.keep_alive = True
+        self.unread = self.overhead = self.unsent = 0
+        self.since = self.moved = 0.0
+        self.parser: HttpResponseParser | None = HttpResponseParser(self)
+
+    # What the pool calls.
+
+    async def exchange(self, head: bytes, body: bytes) -> Reply:
+        """Send one request and return its reply once the head is there. Raises UpstreamError, Stale included."""
+        self.headers = []
+        reply = self.reply = Reply(self, self.headers)
+        self.began = self.fresh = self.until_eof = False
+        self.overhead = self.unsent = 0
+        self.since = self.moved = self.loop.time()
+        waiter = self.waiter = self.loop.create_future()
+        if body:
+            self.transport.writelines((head, body))
+        else:
+            self.transport.write(head)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            reply.close()
+            raise
+        if reply.error is not None and not reply.status:
+            reply.close()
+            raise reply.error
+        return reply
+
+    def check(self, now: float) -> None:
+        """Fail the exchange if it is overdue. A body nobody reads is not: then the slow side is the client."""
+        if self.reply is None:
+            return
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or unsent != self.unsent:
+            self.unsent, self.moved = unsent, now
+        elif now - self.moved >= self.timeouts.write:
+            return self.fail(
+                UpstreamTimeout(f"engine {self.name} took no byte of the request for {self.timeouts.write:g} s")
+            )
+        if self.fresh or self.parts:
+            self.fresh, self.since = False, now
+        elif self.headers is not None:
+            if now - self.since >= self.timeouts.headers:
+                self.fail(UpstreamTimeout(f"engine {self.name} sent no response within {self.timeouts.headers:g} s"))
+        elif now - self.since >= self.timeouts.idle:
+            self.fail(UpstreamTimeout(f"engine {self.name} sent nothing more for {self.timeouts.idle:g} s"))
+
+    def fail(self, error: UpstreamError) -> None:
+        """End the exchange, if there is one, with this error, and the connection with it."""
+        reply, self.reply = self.reply, None
+        if reply is not None:
+            reply.error = error
+        self.transport.abort()
+        self._wake()
+
+    # What the reply calls.
+
+    def drain(self) -> bytes:
+        parts = self.parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self.unread = 0
+        if self.paused:
+            self.paused = False
+            self.transport.resume_reading()
+        return data
+
+    def release(self, complete: bool) -> None:
+        transport = self.transport
+        # A request still being written when its reply is over (an early refusal) would run into the next one.
+        if complete and self.keep_alive and not transport.is_closing() and not transport.get_write_buffer_size():
+            self.drain()
+            self.used = True
+            self.since = self.loop.time()
+            self.at_rest(self)
+        else:
+            self.reply = None
+            self.parts.clear()
+            transport.abort()
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # in all but name: uvloop's are not subclasses
+
+    def data_received(self, data: bytes) -> None:
+        parser = self.parser
+        if self.reply is None or parser is None:  # bytes nobody asked for
+            self.keep_alive = False
+            return self.transport.abort()
+        if self.headers is not None:
+            self.overhead += len(data)
+        try:
+            parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            return self._refuse(error)
+        if self.parts:
+            self.fresh = True
+            self.overhead = 0
+            self.unread += len(data)
+            if self.unread > HIGH_WATER and self.reply is not None and not self.paused:
+                self.paused = True
+                self.transport.pause_reading()
+            self._wake()
+        elif self.reply is None:
+            self._wake()
+        else:
+            if self.headers is None:
+                self.overhead += len(data)
+            if self.overhead > MAX_HEAD:
+                self._refuse(None)
+
+    def eof_received(self) -> None:
+        if self.until_eof and self.reply is not None:
+            self._finish()
+            self._wake()
+        # close() alone would wait for the engine to take the rest of a request it no longer reads
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.parser = None  # it refers back to this object
+        if self.reply is not None:
+            if self.used and not self.began:
+                self.fail(Stale(f"engine {self.name} closed the connection before it answered"))
+            else:
+                when = "before the reply was complete" if self.began else "before it answered"
+                self.fail(UpstreamReset(f"engine {self.name} closed the connection {when}"))
+        self.lost(self)
+
+    def _refuse(self, error: Exception | None) -> None:
+        """The bytes are not an HTTP response to this request; what came before them may still be read."""
+        if self.reply is None:  # surplus after a reply that is whole
+            self.keep_alive = False
+            self.transport.abort()
+            return self._wake()
+        cause = error.__context__ if error is not None else None
+        if not isinstance(cause, UpstreamInvalidResponse):
+            reason = str(error) if error is not None else f"more than {MAX_HEAD} bytes without a piece of the body"
+            cause = UpstreamInvalidResponse(f"engine {self.name} did not answer in HTTP/1.1: {reason}")
+        self.fail(cause)
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self.reply is None:
+            raise UpstreamInvalidResponse("surplus")  # ends the parse; the reply itself is whole
+        self.began = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.headers is not None:  # else a trailer, which nobody reads
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        reply, headers, parser = self.reply, self.headers, self.parser
+        assert reply is not None and headers is not None and parser is not None
+        status = parser.get_status_code()
+        if status < 200:
+            self.interim = True
+            return headers.clear()
+        too_long = self.overhead > MAX_HEAD and sum(len(n) + len(v) + 4 for n, v in headers) > MAX_HEAD
+        if too_long or len(headers) > MAX_HEADERS:
+            raise UpstreamInvalidResponse(
+                f"engine {self.name} sent more than {MAX_HEADERS} headers or {MAX_HEAD} bytes of them"
+            )
+        framed = False
+        for name, value in headers:
+            plain = _PLAIN.get(name)
+            if plain is not None and value.strip().lower() not in plain:
+                raise UpstreamInvalidResponse(f"engine {self.name} sent {name.decode()}, which was not asked for")
+            framed = framed or name == b"content-length" or name == b"transfer-encoding"
+        self.keep_alive = parser.should_keep_alive()
+        self.until_eof = not framed
+        self.headers = None
+        self.overhead = 0
+        self.fresh = True
+        reply.status = status
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if self.interim:
+            self.interim = False
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        reply, self.reply = self.reply, None
+        assert reply is not None
+        reply.complete = True
