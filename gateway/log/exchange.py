@@ -1,7 +1,7 @@
 """An exchange as the data path leaves it behind: raw bytes and timings, nothing parsed.
 
-The relay fills one RawExchange per generation request and offers it once, in a `finally`; whoever takes it (log, metrics) parses it on
-another thread. Knows nothing about databases, queues or clocks.
+The relay fills one RawExchange per generation request and offers it once, in a `finally`; whoever takes it (log,
+metrics) parses it on another thread. Knows nothing about databases, queues or clocks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ Outcome = Literal[
 
 
 class RawExchange(msgspec.Struct, kw_only=True):
-    """One request and its reply. Times are seconds; `time` is Unix time, the rest are durations since the request was complete."""
+    """One request and its reply.
+
+    Times are seconds; `time` is Unix time, the rest are durations since the request was complete.
+    """
 
     id: str
     request_id: str

@@ -1,10 +1,12 @@
 """A/B tests on a preset: who is in, who gets which variant, and that this never changes by accident.
 
-Assignment is a hash, so every process that reads the same presets.yaml agrees without shared state. Two independent hashes are taken of
-a unit, one for exposure and one for the variant: raising the exposure lets more units in and moves none that is already in. Only an
-adaptive experiment needs something from outside, an Allocation: the weights in force for new units and the variants that known units keep.
+Assignment is a hash, so every process that reads the same presets.yaml agrees without shared state. Two independent
+hashes are taken of a unit, one for exposure and one for the variant: raising the exposure lets more units in and
+moves none that is already in. Only an adaptive experiment needs something from outside, an Allocation: the weights in
+force for new units and the variants that known units keep.
 
-Knows nothing about requests, clocks, databases or results; knows a parameter's name but not its bounds (config checks those).
+Knows nothing about requests, clocks, databases or results; knows a parameter's name but not its bounds (config checks
+those).
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ Tolerance = Annotated[float, Meta(gt=0)]
 
 
 class Variant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One arm. `parameters` is written as in a preset and replaces the preset's own entries; `system_prompt` likewise, None keeps it."""
+    """One arm.
+
+    `parameters` is written as in a preset and replaces the preset's own entries; `system_prompt` likewise, None
+    keeps it.
+    """
 
     weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
     parameters: dict[str, Any] = {}
@@ -32,8 +38,9 @@ class Variant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Guardrails(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much worse than the control an arm may be before its effect no longer counts.
 
-    Rates are absolute differences (0.02 = two points); `tokens` and `latency` are ratios of means minus one (0.25 = a quarter more).
-    `feedback_rate` counts in both directions: arms whose users vote unequally often cannot be compared by their votes.
+    Rates are absolute differences (0.02 = two points); `tokens` and `latency` are ratios of means minus one (0.25 = a
+    quarter more). `feedback_rate` counts in both directions: arms whose users vote unequally often cannot be compared
+    by their votes.
     """
 
     feedback_rate: Tolerance = 0.05
@@ -44,7 +51,10 @@ class Guardrails(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Experiment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An experiment as presets.yaml declares it. The first variant is the control (A); the order of the others is theirs."""
+    """An experiment as presets.yaml declares it.
+
+    The first variant is the control (A); the order of the others is theirs.
+    """
 
     preset: str
     variants: dict[str, Variant]
@@ -75,14 +85,21 @@ class Assignment(Struct, frozen=True):
 
 
 class Allocation(Struct, frozen=True):
-    """What an adaptive experiment has learnt: weights for new units, in the order of the variants, and who had which variant before."""
+    """What an adaptive experiment has learnt.
+
+    Weights for new units, in the order of the variants, and who had which variant before.
+    """
 
     weights: tuple[float, ...]
     known: Mapping[str, str] = {}
 
 
 def problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """(key, message) for what the types alone cannot say; parameters are checked against the preset by whoever knows its bounds."""
+    """(key.
+
+    Message) for what the types alone cannot say; parameters are checked against the preset by whoever knows its
+    bounds.
+    """
     if len(experiment.variants) < 2:
         yield "variants", f"an experiment needs at least 2 variants, not {len(experiment.variants)}"
     for name, variant in experiment.variants.items():
@@ -105,7 +122,8 @@ def choose_unit(
 ) -> Unit | None:
     """The first identifier that is there and accepted, in the order user, unit (X-Unit-Id), conversation.
 
-    An experiment on users accepts `user` and `unit`; one on conversations only `conversation`. None: served the control, not analysed.
+    An experiment on users accepts `user` and `unit`; one on conversations only `conversation`. None: served the
+    control, not analysed.
     """
     kinds: dict[str, tuple[UnitKind, ...]] = {
         "any": ("user", "unit", "conversation"),
@@ -126,7 +144,10 @@ def bucket(experiment: str, salt: str, unit: str) -> float:
 def assign(
     name: str, experiment: Experiment, unit: Unit | None, allocation: Allocation | None = None
 ) -> Assignment | None:
-    """The variant this unit gets, or None: not running, no unit, or not exposed. None is served the preset as it is, and not analysed."""
+    """The variant this unit gets, or None: not running, no unit, or not exposed.
+
+    None is served the preset as it is, and not analysed.
+    """
     if experiment.state != "running" or unit is None or bucket(name, "exposure", unit.id) >= experiment.exposure:
         return None
     names = tuple(experiment.variants)

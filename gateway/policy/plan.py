@@ -1,0 +1,328 @@
+"""plan(request, config, facts) -> Plan: everything about one generation request, decided before any I/O.
+
+Which preset, which engine and model, which arm of an experiment, which parameters, and the very bytes the engine will
+read. A pure function: what the process knows from outside (the engines' models, a secret, learnt allocations) comes
+in as Facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+from msgspec import Struct
+
+from gateway.policy import fences, prompts
+from gateway.policy.config import Config
+from gateway.policy.experiments import Allocation, Assignment, UnitKind, assign, choose_unit
+from gateway.policy.params import CHOICES, PARAMS, UNJUDGED, Adjustment, Effective, Guard, Value, resolve
+from gateway.policy.presets import Arm, Preset
+from gateway.protocol import envelope, structured
+from gateway.protocol.dialects import ASKED, Dialect, Protocol
+from gateway.protocol.errors import Forbidden, InvalidRequest, NotFound, UpstreamUnavailable
+
+Header = tuple[bytes, bytes]
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What a client sent, as far as a plan depends on it.
+
+    `units` are its identifiers; the key's rules come from access.
+    """
+
+    protocol: Protocol
+    path: str
+    fields: envelope.Fields
+    preset: str | None = None  # the X-Preset header
+    units: Mapping[UnitKind, str | None] = {}  # X-Unit-Id and the conversation header; body fields are read here
+    key_preset: str | None = None
+    key_presets: frozenset[str] | None = None  # None: all
+
+
+class Model(Struct, frozen=True):
+    """One entry of an engine's model list; `context` is max_model_len in tokens, where the engine says it."""
+
+    id: str
+    context: int | None = None
+
+
+class Engine(Struct, frozen=True):
+    """An upstream as far as a plan depends on it. `models` is empty until the engine has been reached."""
+
+    dialect: Dialect
+    models: tuple[Model, ...] = ()
+
+
+class Facts(Struct, frozen=True):
+    """What the process knows. The first engine is the default one."""
+
+    engines: Mapping[str, Engine]
+    pepper: str = ""
+    allocations: Mapping[str, Allocation] = {}
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What will be sent, why, and what the client is told.
+
+    `headers` are the reply headers that do not depend on the exchange.
+    """
+
+    protocol: Protocol
+    path: str
+    upstream: str
+    model: str
+    body: bytes
+    stream: bool
+    drop_usage: bool  # the usage event was asked for by us and must not reach the client
+    preset: str
+    revision: str
+    effective: Effective
+    assignment: Assignment | None
+    log: Literal["full", "parameters", "off"]
+    headers: tuple[Header, ...]
+
+
+def plan(request: Request, config: Config, facts: Facts) -> Plan:
+    """Raises NotFound (preset.
+
+    Model), InvalidRequest/OutOfRange (a field), Forbidden (the key), UpstreamUnavailable (models never seen).
+    """
+    fields = request.fields
+    preset, upstream, model = _choose(request, config, facts)
+    if request.key_presets is not None and preset.name not in request.key_presets:
+        raise Forbidden(f"This key may not use the preset {preset.name!r}.", code="preset_not_allowed", param="preset")
+    fences.check(fields, config.open_fields)
+    stream = _stream(fields)
+    engine = facts.engines[upstream]
+    assignment, arm = _assign(request, config, facts, preset)
+    asked = ask(request.protocol, fields, arm.guard)
+    settled = _settle(arm, engine.dialect, request.protocol, tuple(asked.items()), model.context)
+    out: dict[str, Any] = dict(fields)
+    for name in _OWNED[request.protocol]:
+        out.pop(name, None)
+    out["model"] = model.id
+    out |= settled.fields
+    if arm.system_prompt is not None:
+        out |= prompts.merge(request.protocol, fields, arm.system_prompt)
+    usage = _ask_usage(request.protocol, fields, stream)
+    if usage is not None:
+        out["stream_options"] = usage
+    return Plan(
+        protocol=request.protocol,
+        path=request.path,
+        upstream=upstream,
+        model=model.id,
+        body=envelope.encode(out),
+        stream=stream,
+        drop_usage=usage is not None,
+        preset=preset.name,
+        revision=config.revision,
+        effective=settled.effective,
+        assignment=assignment,
+        log=preset.file.log,
+        headers=(
+            (b"x-tempera-preset", preset.name.encode()),
+            (b"x-tempera-revision", config.revision.encode()),
+            *settled.headers,
+            *_variant(assignment),
+        ),
+    )
+
+
+def ask(protocol: Protocol, fields: envelope.Fields, guard: Guard) -> dict[str, Value]:
+    """What the client asks of the parameters, under our names; null means not asked. Raises OutOfRange outside a domain.
+
+    Seed and stop are read only where the preset has a rule for them.
+    """
+    asked: dict[str, Value] = {}
+    for name, spellings in ASKED[protocol].items():
+        if name in UNJUDGED and name not in guard.rules:
+            continue
+        for field in spellings:
+            if field not in fields:
+                continue
+            value = envelope.value(fields, field)
+            if value is not None:
+                param = PARAMS.get(name)
+                checked = _frozen(value) if param is None else param.check(value, field)
+                asked.setdefault(name, checked)
+    choices = envelope.value(fields, "n") if "n" in fields else None
+    if choices is not None:
+        CHOICES.check(choices, "n")
+    return asked
+
+
+# Every spelling of what the gateway decides: taken out of the client's fields before our own are put in.
+_OWNED: Final[Mapping[Protocol, tuple[str, ...]]] = {
+    protocol: ("preset", *(field for name in PARAMS for field in names[name])) for protocol, names in ASKED.items()
+}
+
+
+def _frozen(value: Any) -> Value:
+    """A list of stop strings as a tuple; anything else that is no plain value is the engine's to refuse."""
+    return (
+        tuple(map(str, value)) if isinstance(value, list) else value if isinstance(value, int | float) else str(value)
+    )
+
+
+class Settled(Struct, frozen=True):
+    """Parameters worked out: their values, the engine's fields for them, and what the client is told."""
+
+    effective: Effective
+    fields: dict[str, Any]
+    headers: tuple[Header, ...]
+
+
+@lru_cache(maxsize=4096)
+def _settle(
+    arm: Arm, dialect: Dialect, protocol: Protocol, asked: tuple[tuple[str, Value], ...], context: int | None
+) -> Settled:
+    """The same few questions are asked all day long, so the answers are remembered; nobody writes to what comes back."""
+    effective = _route(dialect, protocol, resolve(arm.guard, dict(asked), context))
+    values = effective.values
+    # A seed or stop of the client's own keeps its bytes.
+    own = {name for name in UNJUDGED if name in effective.asked and effective.asked[name] == values.get(name)}
+    fields = dialect.spell(protocol, {name: value for name, value in values.items() if name not in own})
+    shown = structured.dictionary({name: value for name, value in values.items() if name in PARAMS})
+    headers = [(b"x-tempera-params", shown.encode())]
+    told = [(a.name, a.asked, a.used, a.by) for a in effective.adjustments if a.name in PARAMS]
+    if told:
+        headers.append((b"x-tempera-adjusted", structured.adjustments(told).encode()))
+    return Settled(effective, fields, tuple(headers))
+
+
+def _choose(request: Request, config: Config, facts: Facts) -> tuple[Preset, str, Model]:
+    """Preset, upstream and engine model.
+
+    Body, header, model name, key, default: the first one that names a preset wins.
+    """
+    name = _string(request.fields, "model")
+    default_upstream = next(iter(facts.engines))
+    found: tuple[str, Model] | None = None
+    by_model: str | None = None
+    if name is not None:
+        if name in config.presets:
+            by_model = name
+        else:
+            found = _find(name, facts)
+            if found is None:
+                base, colon, suffix = name.rpartition(":")
+                found = _find(base, facts) if colon else None
+                if found is None:
+                    raise _unknown_model(name, config, facts)
+                by_model = suffix
+    chosen = _string(request.fields, "preset") or request.preset or by_model or request.key_preset or config.default
+    preset = config.presets.get(chosen)
+    if preset is None:
+        raise NotFound(
+            f"There is no preset {chosen[:80]!r}; there are: {', '.join(config.presets)}.",
+            code="preset_not_found",
+            param="preset",
+        )
+    if found is not None:
+        return preset, *found
+    upstream = preset.file.upstream or default_upstream
+    models = facts.engines[upstream].models
+    if not models:
+        raise _never_reached()
+    wanted = preset.file.model
+    model = next((m for m in models if m.id == wanted), None) if wanted else models[0]
+    if model is None:
+        raise NotFound(
+            f"The preset {preset.name!r} wants the model {wanted!r}, which the engine does not have.",
+            code="model_not_found",
+            param="model",
+        )
+    return preset, upstream, model
+
+
+def _find(name: str, facts: Facts) -> tuple[str, Model] | None:
+    for upstream, engine in facts.engines.items():
+        for model in engine.models:
+            if model.id == name:
+                return upstream, model
+    return None
+
+
+def _unknown_model(name: str, config: Config, facts: Facts) -> NotFound | UpstreamUnavailable:
+    if not any(engine.models for engine in facts.engines.values()):
+        return _never_reached()
+    known = [model.id for engine in facts.engines.values() for model in engine.models] + list(config.presets)
+    return NotFound(
+        f"There is no model {name[:80]!r}; there are: {', '.join(known)}.", code="model_not_found", param="model"
+    )
+
+
+def _never_reached() -> UpstreamUnavailable:
+    return UpstreamUnavailable("The engine has not been reached yet, so its models are not known.", retry_after=1)
+
+
+def _string(fields: envelope.Fields, name: str) -> str | None:
+    if name not in fields:
+        return None
+    value = envelope.value(fields, name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"{name} must be a string; got {envelope.show(value)}.", code="invalid_type", param=name)
+    return value or None
+
+
+def _stream(fields: envelope.Fields) -> bool:
+    raw = fields.get("stream")
+    text = b"null" if raw is None else bytes(raw)
+    if text in (b"false", b"null"):
+        return False
+    if text == b"true":
+        return True
+    shown = envelope.show(envelope.value(fields, "stream"))
+    raise InvalidRequest(f"stream must be true or false; got {shown}.", code="invalid_type", param="stream")
+
+
+def _assign(request: Request, config: Config, facts: Facts, preset: Preset) -> tuple[Assignment | None, Arm]:
+    """The experiment's arm for this unit, or the preset itself."""
+    trial = config.running.get(preset.name)
+    if trial is None:
+        return None, preset.arm
+    user = _identifier(request.fields, "user") or _identifier(request.fields, "safety_identifier")
+    unit = choose_unit({"user": user, **request.units}, trial.experiment.unit, facts.pepper)
+    assignment = assign(trial.name, trial.experiment, unit, facts.allocations.get(trial.name))
+    return assignment, trial.arms[assignment.variant if assignment else trial.experiment.control]
+
+
+def _identifier(fields: envelope.Fields, name: str) -> str | None:
+    value = envelope.value(fields, name) if name in fields else None
+    return value[:512] if isinstance(value, str) else None
+
+
+def _route(dialect: Dialect, protocol: Protocol, effective: Effective) -> Effective:
+    """Parameters this engine's route has no field for are not sent.
+
+    Told where somebody wanted something other than neutral.
+    """
+    lacking = [name for name in effective.values if dialect.lacks(protocol, name)]
+    if not lacking:
+        return effective
+    told = [
+        Adjustment(name, effective.asked.get(name, effective.values[name]), None, "route")
+        for name in lacking
+        if name not in PARAMS or effective.values[name] != PARAMS[name].neutral
+    ]
+    kept = {name: value for name, value in effective.values.items() if name not in lacking}
+    others = tuple(a for a in effective.adjustments if a.name not in lacking)
+    return Effective(kept, (*others, *told), effective.asked)
+
+
+def _ask_usage(protocol: Protocol, fields: envelope.Fields, stream: bool) -> dict[str, Any] | None:
+    """Stream options that ask for the token counts, or None when they come anyway or cannot be had."""
+    if not stream or protocol not in ("chat", "completions"):
+        return None
+    options = envelope.value(fields, "stream_options") if "stream_options" in fields else None
+    if options is not None and (not isinstance(options, dict) or options.get("include_usage")):
+        return None
+    return {**(options or {}), "include_usage": True}
+
+
+def _variant(assignment: Assignment | None) -> tuple[Header, ...]:
+    if assignment is None:
+        return ()
+    return ((b"x-tempera-variant", f"{assignment.experiment}={assignment.variant}".encode()),)

@@ -1,0 +1,141 @@
+"""Opening a request's envelope without reading the letter.
+
+A body becomes `dict[str, msgspec.Raw]`: the top-level names are known, every value keeps its exact bytes until
+somebody asks for it. What must hold for the whole body (size, UTF-8, depth, no name twice) is checked here, at C
+speed. Knows JSON; knows nothing about which names matter, about presets or about engines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from gateway.protocol.errors import InvalidRequest, TooLarge
+
+Fields = dict[str, msgspec.Raw]
+
+MAX_BODY: Final = 16 * 1024 * 1024
+MAX_DEPTH: Final = 64
+
+_decoder = msgspec.json.Decoder(Fields)
+_encoder = msgspec.json.Encoder()
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def parse(body: bytes, max_body: int = MAX_BODY) -> Fields:
+    """The top-level names of a JSON object and the bytes of their values, in the client's order.
+
+    Raises TooLarge over `max_body` bytes, InvalidRequest for anything but one JSON object in UTF-8 with no name twice
+    at the top level and at most 64 levels (the outer object is the first).
+    """
+    if len(body) > max_body:
+        raise TooLarge(f"The body has {len(body)} bytes; at most {max_body} are allowed.")
+    if not body:
+        raise InvalidRequest("The body is empty; a JSON object was expected.", code="invalid_json")
+    _check_utf8(body)
+    try:
+        fields = _decoder.decode(body)
+    except RecursionError:
+        raise _too_deep() from None
+    except msgspec.ValidationError:
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {_reason(body, error)}.", code="invalid_json") from None
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and deeper_than(body, MAX_DEPTH):
+        raise _too_deep()
+    _check_unique(body, fields)
+    return fields
+
+
+def encode(fields: Mapping[str, Any]) -> bytes:
+    """Compact JSON; Raw values are copied as they are."""
+    return _encoder.encode(fields)
+
+
+def value(fields: Fields, name: str) -> Any:
+    """The decoded value of one field; None when it is missing or null.
+
+    Raises InvalidRequest for a number no double can hold.
+    """
+    raw = fields.get(name)
+    return None if raw is None else decode(raw, name)
+
+
+def decode(raw: msgspec.Raw, name: str) -> Any:
+    """One value, decoded. Raises InvalidRequest naming the field."""
+    try:
+        return msgspec.json.decode(raw)
+    except RecursionError:
+        raise _too_deep() from None
+    except msgspec.DecodeError:
+        text = bytes(memoryview(raw)[:40]).decode(errors="replace")
+        raise InvalidRequest(
+            f"{name}: {text} is out of range or not a JSON value.", code="out_of_range", param=name
+        ) from None
+
+
+def show(value: object) -> str:
+    """A decoded JSON value for a message, cut to 60 characters."""
+    return json.dumps(value, ensure_ascii=False)[:60]
+
+
+def deeper_than(body: bytes, depth: int) -> bool:
+    """Whether valid JSON nests deeper than `depth`.
+
+    Strings are cut out first, then each pass peels the innermost level off.
+    """
+    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = b"".join(bare.split(b'"')[::2]).translate(None, _NOT_BRACKETS)
+    for _ in range(depth):
+        if not brackets:
+            return False
+        brackets = _peel(brackets)
+    return bool(brackets)
+
+
+def _peel(brackets: bytes) -> bytes:
+    # A space marks a level peeled in this pass, so that its parent waits for the next one.
+    return brackets.replace(b"[]", b" ").replace(b"{}", b" ").replace(b" ", b"")
+
+
+def _check_utf8(body: bytes) -> None:
+    if body.isascii():
+        return
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not valid UTF-8: byte 0x{body[error.start]:02x} at position {error.start}.",
+            code="invalid_utf8",
+        ) from None
+
+
+def _check_unique(body: bytes, fields: Fields) -> None:
+    """Decoding keeps the last of two equal names, so a duplicate makes the compact form shorter."""
+    compact = _encoder.encode(fields)
+    if len(compact) == len(body):
+        return
+    squeeze = msgspec.json.format
+    if len(squeeze(compact, indent=-1)) == len(squeeze(body, indent=-1)):
+        return
+    # Rare: a name written with escapes has another length too, so only a full parse can tell.
+    names: list[str] = []
+    json.loads(body, object_pairs_hook=lambda pairs: names.__setitem__(slice(None), [name for name, _ in pairs]))
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidRequest(f"The field {twice[:80]!r} appears twice.", code="duplicate_field", param=twice[:80])
+
+
+def _reason(body: bytes, error: Exception) -> str:
+    if b"\\ud" in body.lower():
+        return "a string holds half of a surrogate pair (or the text ends too early)"
+    if b"NaN" in body or b"Infinity" in body:
+        return "NaN and Infinity are not JSON numbers"
+    return str(error).removeprefix("JSON is malformed: ")
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The body nests deeper than {MAX_DEPTH} levels.", code="too_deep")

@@ -1,0 +1,218 @@
+"""Server-sent events on bytes: splitting a stream, understanding a finished one, and taking one event out again.
+
+Lines end in LF, CR LF or CR and in nothing else: U+2028 is text. Any cutting of a stream gives the same events.
+`assemble` reads the four protocols' streams and bodies after the fact; nothing here runs per token except `Splitter`
+and `DropUsage`, and those only when asked for. Knows nothing about sockets.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+DONE: Final = b"[DONE]"
+
+# The first event that carries generated text, in any of the four protocols. The role-only first chunk has an empty
+# content.
+_CONTENT: Final = re.compile(
+    rb'"(?:content|text|delta|reasoning|reasoning_content|thinking|arguments|partial_json)":\s*"[^"]'
+)
+
+
+def has_content(data: bytes) -> bool:
+    """Whether these bytes of a stream carry generated text (or a tool call's arguments)."""
+    return _CONTENT.search(data) is not None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event: its name (empty for the default) and its data, lines joined by LF."""
+
+    name: bytes
+    data: bytes
+
+
+class Splitter:
+    """Bytes in, whole events out. Comments are skipped; an event that the stream's end cuts off is never given out."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events completed by these bytes, in order."""
+        blocks, self._rest = _blocks(self._rest + data)
+        return [event for block in blocks if (event := _event(block)) is not None]
+
+
+def _blocks(buffer: bytes) -> tuple[list[bytes], bytes]:
+    # A CR at the very end may be half of a CR LF: it waits for the next bytes.
+    held = b"\r" if buffer.endswith(b"\r") else b""
+    text = buffer[: len(buffer) - len(held)]
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    *blocks, rest = text.split(b"\n\n")
+    return blocks, rest + held
+
+
+def _event(block: bytes) -> Event | None:
+    name, data = b"", []
+    for line in block.split(b"\n"):
+        field, _, content = line.partition(b":")
+        content = content.removeprefix(b" ")
+        if field == b"data":
+            data.append(content)
+        elif field == b"event":
+            name = content
+    return Event(name, b"\n".join(data)) if data else None
+
+
+class DropUsage:
+    """Removes the usage event that the gateway itself asked for, and passes every other byte on as it came.
+
+    Only bytes after the last complete event are held back, so a stream whose writes end at event borders is never
+    delayed.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may go to the client now."""
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        if not data.endswith(b"\n\n"):
+            cut = data.rfind(b"\n\n") + 2
+            data, self._rest = (data[:cut], data[cut:]) if cut > 1 else (b"", data)
+        if b'"usage":{' not in data or b'"choices":[]' not in data:
+            return data
+        return b"".join(map(_keep, data.split(b"\n\n")))
+
+    def flush(self) -> bytes:
+        """What is left when the stream has ended."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+def _keep(event: bytes) -> bytes:
+    if not event or (b'"choices":[]' in event and b'"usage":{' in event):
+        return b""
+    return event + b"\n\n"
+
+
+class Assembled(msgspec.Struct):
+    """A reply.
+
+    Understood: the text of every choice in order, how it ended, what it cost, the engine's id and its error if
+    any.
+    """
+
+    texts: list[str]
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    response_id: str | None = None
+    error: str | None = None
+    done: bool = False
+
+    @property
+    def text(self) -> str:
+        """The choices' texts, joined by a blank line."""
+        return "\n\n".join(self.texts)
+
+
+def assemble(body: bytes, stream: bool) -> Assembled:
+    """A finished reply of any of the four protocols, from its bytes. Never raises: what cannot be read is left out."""
+    result = Assembled(texts=[])
+    if not stream:
+        _absorb(result, _loads(body))
+        return result
+    texts: dict[int, list[str]] = {}
+    for event in Splitter().feed(body + b"\n\n"):
+        if event.data == DONE:
+            result.done = True
+            continue
+        document = _loads(event.data)
+        if document:
+            _absorb(result, document, texts)
+    if texts:
+        result.texts = ["".join(texts[index]) for index in sorted(texts)]
+    return result
+
+
+def _loads(data: bytes) -> dict[str, Any]:
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _absorb(result: Assembled, document: dict[str, Any], texts: dict[int, list[str]] | None = None) -> None:
+    """One JSON document of a reply: a whole body, or the data of one event."""
+    kind = document.get("type") or ""
+    if isinstance(error := document.get("error"), dict):
+        result.error = str(error.get("code") or error.get("type") or "error")
+    whole = document.get("response") or document.get("message") if kind else None
+    head = whole if isinstance(whole, dict) else document
+    result.response_id = result.response_id or _text(head.get("id"))
+    if isinstance(usage := head.get("usage") or document.get("usage"), dict):
+        result.usage = {**(result.usage or {}), **usage}
+    if isinstance(choices := document.get("choices"), list):
+        for choice in choices:
+            _absorb_choice(result, choice, texts)
+    elif kind.startswith("response.") or document.get("object") == "response":
+        _absorb_response(result, kind, document, texts)
+    elif kind:
+        _absorb_message(result, kind, document, texts)
+
+
+def _absorb_choice(result: Assembled, choice: Any, texts: dict[int, list[str]] | None) -> None:
+    if not isinstance(choice, dict):
+        return
+    part = choice.get("delta") if texts is not None else choice.get("message")
+    text = _text(part.get("content")) if isinstance(part, dict) else _text(choice.get("text"))
+    result.finish_reason = _text(choice.get("finish_reason")) or result.finish_reason
+    if texts is None:
+        result.texts.append(text or "")
+    else:
+        index = choice.get("index")
+        texts.setdefault(index if isinstance(index, int) else 0, []).append(text or "")
+
+
+def _absorb_response(
+    result: Assembled, kind: str, document: dict[str, Any], texts: dict[int, list[str]] | None
+) -> None:
+    if kind == "response.output_text.delta" and texts is not None:
+        texts.setdefault(0, []).append(_text(document.get("delta")) or "")
+    whole = document.get("response") if kind else document
+    if not isinstance(whole, dict):
+        return
+    if kind in ("response.completed", "response.incomplete", "response.failed", ""):
+        details = whole.get("incomplete_details")
+        reason = details.get("reason") if isinstance(details, dict) else None
+        result.finish_reason = _text(reason) or _text(whole.get("status"))
+        result.done = result.done or bool(kind)
+    if not kind or texts is None:
+        parts = [part for item in _dicts(whole.get("output")) for part in _dicts(item.get("content"))]
+        result.texts = ["".join(_text(part.get("text")) or "" for part in parts)]
+
+
+def _absorb_message(result: Assembled, kind: str, document: dict[str, Any], texts: dict[int, list[str]] | None) -> None:
+    if kind == "message":
+        parts = _dicts(document.get("content"))
+        result.texts = ["".join(_text(part.get("text")) or "" for part in parts)]
+        result.finish_reason = _text(document.get("stop_reason"))
+    elif kind == "content_block_delta" and texts is not None and isinstance(delta := document.get("delta"), dict):
+        texts.setdefault(0, []).append(_text(delta.get("text")) or "")
+    elif kind == "message_delta" and isinstance(delta := document.get("delta"), dict):
+        result.finish_reason = _text(delta.get("stop_reason")) or result.finish_reason
+    elif kind == "message_stop":
+        result.done = True
+
+
+def _dicts(items: Any) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

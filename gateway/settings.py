@@ -1,0 +1,84 @@
+"""TEMPERA_* environment variables as one frozen value. The only reader of os.environ; command-line flags win over it.
+
+Knows names, types and defaults; the table in docs/operations.md is tested against `DESCRIPTIONS`. Knows nothing about what they do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What this process was told from outside. Sizes in bytes, times in seconds."""
+
+    upstream: str | None = None
+    upstream_api_key: str | None = None
+    dialect: str = "vllm"
+    presets: Path | None = None
+    data_dir: Path = Path("data")
+    database_url: str | None = None
+    operator_key: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8001
+    max_body: int = 16 * 1024 * 1024
+    max_reply: int = 64 * 1024 * 1024
+    shutdown_timeout: float = 30.0
+    write_timeout: float = 60.0
+    log_message_bytes: int = 16 * 1024
+    log_retention_days: float = 0.0
+    secret: str | None = None
+
+
+DESCRIPTIONS: Final[Mapping[str, str]] = {
+    "upstream": "URL of the engine, with or without /v1; without it the embedded engine is started",
+    "upstream_api_key": "our key to the engine",
+    "dialect": "how the engine spells the sampling fields: vllm or llama.cpp",
+    "presets": "the presets file; default ./presets.yaml, else the one that ships",
+    "data_dir": "where the log, its spool and the keys live",
+    "database_url": "the log's database, as SQLAlchemy writes it; default SQLite in the data directory",
+    "operator_key": "the key for /v1/exchanges and other operator routes",
+    "host": "address the gateway binds to",
+    "port": "port of the gateway",
+    "max_body": "largest request body, in bytes",
+    "max_reply": "largest reply that is not streamed, in bytes",
+    "shutdown_timeout": "seconds that open requests get after SIGTERM",
+    "write_timeout": "seconds without progress before a reader that does not read is dropped",
+    "log_message_bytes": "how much of a long message the log keeps, in bytes",
+    "log_retention_days": "days after which exchanges are deleted from the log; 0 keeps them",
+    "secret": "secret for hashing users and conversations; default: made once, in the data directory",
+}
+PREFIX: Final = "TEMPERA_"
+
+
+class BadSettings(ValueError):
+    """A TEMPERA_* variable that is unknown or has an impossible value; the message names it, not a secret's value."""
+
+
+def read(environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+    """Settings from the environment, overridden by the flags that are not None. Raises BadSettings."""
+    source = os.environ if environ is None else environ
+    fields = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    values: dict[str, Any] = {}
+    for name, kind in fields.items():
+        text = source.get(PREFIX + name.upper())
+        if text:
+            try:
+                values[name] = Path(text) if "Path" in str(kind) else msgspec.convert(text, kind, strict=False)
+            except msgspec.ValidationError:
+                raise BadSettings(f"{PREFIX}{name.upper()} must be {_kind(kind)}; got {text!r}") from None
+    values |= {name: value for name, value in flags.items() if value is not None}
+    return Settings(**values)
+
+
+def secret_of(variable: str, environ: Mapping[str, str] | None = None) -> str | None:
+    """The value of a variable that an upstream names as its key; None when unset or empty."""
+    return (os.environ if environ is None else environ).get(variable) or None
+
+
+def _kind(kind: Any) -> str:
+    return {"int": "a whole number", "float": "a number"}.get(getattr(kind, "__name__", ""), "text")
