@@ -190,19 +190,18 @@ def _split(base_url: str) -> tuple[str, int, bytes, bytes, bool]:
     """Host, port, path prefix, Host header, TLS or not."""
     try:
         parts = urlsplit(base_url)
-        host, port = parts.hostname, parts.port
-        authority, prefix = parts.netloc.encode("ascii"), parts.path.rstrip("/").encode("ascii")
-        (host or "").encode("idna")
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # what the lookup would do, and fail at, later
     except ValueError as error:
         raise ValueError(f"the upstream URL cannot be used: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
         raise ValueError("the upstream URL must be http://host[:port][/prefix] or https://...")
-    if "@" in parts.netloc or parts.query or parts.fragment or (prefix and _PATH(prefix) is None):
+    if "@" in parts.netloc or parts.query or parts.fragment or not re.fullmatch("[!-~]+", base_url):
         raise ValueError(
-            "the upstream URL must hold no user, query, fragment or spaces; a key has a setting of its own"
+            "the upstream URL must be ASCII without spaces, user, query or fragment; a key has its own setting"
         )
     secure = parts.scheme == "https"
-    return host, port or (443 if secure else 80), prefix, authority, secure
+    return host, port or (443 if secure else 80), parts.path.rstrip("/").encode(), parts.netloc.encode(), secure
 
 
 def _authorization(api_key: str | None) -> bytes:

@@ -1,0 +1,1178 @@
+"""The HTTP client against raw sockets: each server here is a few scripted lines that can misbehave in exactly one way."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.protocol.errors import (
+    InvalidRequest,
+    UpstreamError,
+    UpstreamInvalidResponse,
+    UpstreamReset,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from gateway.serving.connection import HIGH_WATER, Connection
+from gateway.serving.upstream import Pool, Timeouts
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+PATIENCE = 20  # seconds before a test is stuck; nothing is measured by it
+
+
+@pytest.fixture(autouse=True)
+async def quiet():
+    """Nothing may end up in the loop's exception handler, and no task may be left behind."""
+    complaints, loop = [], asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    yield
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert complaints == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class Server:
+    """`script(reader, writer, number)` plays one connection, the `number`-th from 1; then the connection is closed."""
+
+    def __init__(self, script, tls=None):
+        self.script, self.tls, self.connections, self.tasks = script, tls, 0, set()
+
+    async def _play(self, reader, writer):
+        self.connections += 1
+        self.tasks.add(asyncio.current_task())
+        try:
+            await self.script(reader, writer, self.connections)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort() if self.tls else writer.close()
+            self.tasks.discard(asyncio.current_task())
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self._play, "127.0.0.1", 0, ssl=self.tls)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def request_on(reader):
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
+    return head, await reader.readexactly(length)
+
+
+def always(*answers, then_close=False):
+    """A script: each request on each connection gets the next answer; the last one repeats."""
+    left = list(answers)
+
+    async def script(reader, writer, _):
+        while True:
+            await request_on(reader)
+            writer.write(left.pop(0) if len(left) > 1 else left[0])
+            await writer.drain()
+            if then_close:
+                return
+
+    return script
+
+
+@contextlib.asynccontextmanager
+async def pool_to(script, *, timeouts=None, prefix="", **more):
+    async with Server(script) as server, asyncio.timeout(PATIENCE):
+        pool = Pool(f"http://127.0.0.1:{server.port}{prefix}", timeouts=timeouts or Timeouts(), **more)
+        try:
+            yield pool, server
+        finally:
+            await pool.close()
+
+
+async def post(pool, body=b"{}", path=b"/v1/chat/completions", headers=()):
+    return await pool.send(b"POST", path, headers, body)
+
+
+async def everything(reply):
+    data = b""
+    while piece := await reply.read():
+        data += piece
+    return data
+
+
+async def fetch(pool, body=b"{}"):
+    """Status and body of one exchange, the reply closed."""
+    reply = await post(pool, body)
+    try:
+        return reply.status, await everything(reply)
+    finally:
+        reply.close()
+
+
+def until(condition):
+    async def wait():
+        while not condition():
+            await asyncio.sleep(0.005)
+
+    return wait()
+
+
+# --- framing and reuse
+
+REPLIES = {  # name: (bytes, status, body, may the connection be used again)
+    "content-length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, b"hello", True),
+    "empty": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, b"", True),
+    "chunked": (CHUNKED + b"5\r\nhello\r\n1;name=x\r\n!\r\n0\r\n\r\n", 200, b"hello!", True),
+    "chunked in capitals": (CHUNKED.replace(b"chunked", b"Chunked") + b"A\r\n0123456789\r\n0\r\n\r\n", 200, b"0123456789", True),
+    "trailers": (CHUNKED + b"2\r\nhi\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n", 200, b"hi", True),
+    "close-delimited": (b"HTTP/1.1 200 OK\r\n\r\nuntil the end", 200, b"until the end", False),
+    "close-delimited, empty": (b"HTTP/1.1 200 OK\r\n\r\n", 200, b"", False),
+    "asked to close": (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", False),
+    "chunked, asked to close": (CHUNKED[:-2] + b"Connection: close\r\n\r\n2\r\nok\r\n0\r\n\r\n", 200, b"ok", False),
+    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", False),
+    "HTTP/1.0, to the end": (b"HTTP/1.0 200 OK\r\n\r\nok", 200, b"ok", False),
+    "HTTP/1.0, kept": (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b"", True),
+    "an error": (b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2\r\n\r\n{}", 429, b"{}", True),
+    "no reason phrase": (b"HTTP/1.1 500\r\nContent-Length: 1\r\n\r\n!", 500, b"!", True),
+    "identity": (b"HTTP/1.1 200 OK\r\nContent-Encoding: identity\r\nContent-Length: 1\r\n\r\n!", 200, b"!", True),
+    "100 first": (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, 200, b"ok", True),
+    "103 and 102 first": (
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + OK, 200, b"ok", True),
+    "upgrade offered": (b"HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPLIES)
+async def test_every_framing_is_read_to_its_end_and_reused_only_when_safe(name):
+    raw, status, body, reusable = REPLIES[name]
+    async with pool_to(always(raw, then_close=not reusable)) as (pool, server):
+        for _ in range(3):
+            assert await fetch(pool) == (status, body)
+        assert server.connections == (1 if reusable else 3)
+
+
+async def test_one_byte_at_a_time_over_a_socket():
+    async def script(reader, writer, _):
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            await request_on(reader)
+            for byte in REPLIES["chunked"][0]:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0)
+
+    async with pool_to(script) as (pool, server):
+        assert [await fetch(pool) for _ in range(2)] == [(200, b"hello!")] * 2
+        assert server.connections == 1
+
+
+class Wire(asyncio.Transport):
+    """Where a Connection thinks it writes to."""
+
+    def __init__(self):
+        super().__init__()
+        self.aborted = self.paused = False
+
+    def write(self, data):
+        pass
+
+    def writelines(self, pieces):
+        pass
+
+    def abort(self):
+        self.aborted = True
+
+    is_closing = property(lambda self: lambda: self.aborted)
+
+    def get_write_buffer_size(self):
+        return 0
+
+    def pause_reading(self):
+        self.paused = True
+
+    def resume_reading(self):
+        self.paused = False
+
+
+async def play(pieces, eof=False):
+    """Feed these reads to a connection: status, body, and whether it went back to rest."""
+    rested = []
+    connection = Connection("engine", Timeouts(), rested.append, lambda _: None)
+    connection.connection_made(Wire())
+    task = asyncio.ensure_future(connection.exchange(b"GET / HTTP/1.1\r\n\r\n", b""))
+    await asyncio.sleep(0)
+    for piece in pieces:
+        connection.data_received(piece)
+    if eof:
+        connection.eof_received()
+    reply = await task
+    body = await everything(reply)
+    reply.close()
+    return reply.status, body, bool(rested)
+
+
+@pytest.mark.parametrize("name", REPLIES)
+async def test_a_reply_may_be_split_anywhere(name):
+    raw, status, body, reusable = REPLIES[name]
+    for cut in range(1, len(raw)):
+        assert await play([raw[:cut], raw[cut:]], eof=not reusable) == (status, body, reusable), raw[:cut]
+    assert await play([raw[i : i + 1] for i in range(len(raw))], eof=not reusable) == (status, body, reusable)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=300), max_size=12), st.data())
+def test_any_chunking_and_any_splitting_give_the_same_body(chunks, data):
+    raw = CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks) + b"0\r\n\r\n"
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(raw) - 1), max_size=10)))
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    assert asyncio.run(play(pieces)) == (200, b"".join(chunks), True)
+
+
+async def test_names_are_lower_cased_and_values_kept():
+    raw = b"HTTP/1.1 200 OK\r\nX-Request-ID: AbC\r\nSet-Cookie: a=1\r\nset-cookie: B=2\r\nContent-Length: 0\r\n\r\n"
+    async with pool_to(always(raw)) as (pool, _):
+        reply = await post(pool)
+        assert reply.headers[:3] == [(b"x-request-id", b"AbC"), (b"set-cookie", b"a=1"), (b"set-cookie", b"B=2")]
+        reply.close()
+
+
+async def test_trailers_do_not_join_the_headers():
+    async with pool_to(always(REPLIES["trailers"][0])) as (pool, _):
+        reply = await post(pool)
+        await everything(reply)
+        assert reply.headers == [(b"transfer-encoding", b"chunked")]
+        reply.close()
+
+
+# --- the request as sent
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "body", "prefix", "key", "lines"),
+    [
+        (b"GET", [], b"", "", None, []),
+        (b"POST", [], b"", "", None, [b"Content-Length: 0"]),
+        (b"POST", [], b"{}", "", None, [b"Content-Type: application/json", b"Content-Length: 2"]),
+        (b"POST", [(b"content-type", b"text/x")], b"{}", "", None, [b"content-type: text/x", b"Content-Length: 2"]),
+        (b"POST", [(b"Content-Type", b"text/x")], b"{}", "", None, [b"Content-Type: text/x", b"Content-Length: 2"]),
+        (b"GET", [(b"x-a", b"1"), (b"x-a", b"2")], b"", "/prefix/", None, [b"x-a: 1", b"x-a: 2"]),
+        (b"GET", [], b"", "", "sk-canary", []),
+        (b"GET", [(b"authorization", b"Bearer theirs")], b"", "", None, [b"authorization: Bearer theirs"]),
+    ],
+)
+async def test_the_head_is_exactly_this(method, headers, body, prefix, key, lines):
+    seen = []
+
+    async def script(reader, writer, _):
+        seen.append(await request_on(reader))
+        writer.write(OK)
+
+    async with pool_to(script, prefix=prefix, api_key=key) as (pool, server):
+        (await pool.send(method, b"/v1/x?a=%0d%0a", headers, body)).close()
+        own = [b"Host: 127.0.0.1:%d" % server.port, b"Accept-Encoding: identity"]
+        own += [b"Authorization: Bearer " + key.encode()] if key else []
+        first = method + b" " + prefix.rstrip("/").encode() + b"/v1/x?a=%0d%0a HTTP/1.1"
+        assert seen == [(b"\r\n".join([first, *own, *lines, b"", b""]), body)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        (b"GET", b"/v1\r\nX-Evil: 1", []),
+        (b"GET", b"/v1 HTTP/1.1\r\n\r\nGET /evil", []),
+        (b"GET", b"/a b", []),
+        (b"GET", b"/a\0", []),
+        (b"GET", b"/a\x7f", []),
+        (b"GET", "/ä".encode(), []),
+        (b"GET", b"", []),
+        (b"GET", b"v1", []),
+        (b"GET", b"http://elsewhere/", []),
+        (b"GET", b"/a\n", []),
+        (b"GET /evil", b"/", []),
+        (b"HEAD", b"/", []),
+        (b"", b"/", []),
+        (b"GET", b"/", [(b"x-a", b"1\r\nX-Evil: 1")]),
+        (b"GET", b"/", [(b"x-a", b"1\nX-Evil: 1")]),
+        (b"GET", b"/", [(b"x-a", b"1\r")]),
+        (b"GET", b"/", [(b"x-a", b"\0")]),
+        (b"GET", b"/", [(b"x-a: 1\r\nx-evil", b"1")]),
+        (b"GET", b"/", [(b"x-\xff\n", b"1")]),
+        (b"POST", b"/", [(b"content-length", b"5")]),
+        (b"POST", b"/", [(b"Transfer-Encoding", b"chunked")]),
+        (b"POST", b"/", [(b"Host", b"elsewhere")]),
+        (b"POST", b"/", [(b"Authorization", b"Bearer theirs")]),
+    ],
+)
+async def test_what_would_change_the_request_is_refused_before_a_connection(method, path, headers):
+    async with pool_to(always(OK), api_key="sk-canary") as (pool, server):
+        with pytest.raises(InvalidRequest) as caught:
+            await pool.send(method, path, headers, b"")
+        assert "\r" not in str(caught.value.body()) and "canary" not in str(caught.value.body())
+        assert caught.value.param
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "prefix"),
+    [
+        ("http://engine", b"engine", 80, b""),
+        ("https://engine/", b"engine", 443, b""),
+        ("http://[::1]:8000/a/b/", b"[::1]:8000", 8000, b"/a/b"),
+    ],
+)
+def test_urls(url, host, port, prefix):
+    pool = Pool(url)
+    head = pool._head(b"GET", b"/x", [], b"")
+    assert head.startswith(b"GET " + prefix + b"/x HTTP/1.1\r\nHost: " + host + b"\r\n")
+    assert pool.name.endswith(f":{port}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "engine:8000", "ftp://engine", "http://", "http://u:p@engine", "http://engine?x=1", "http://engine/#x", "http://engine:99999",
+     "http://engine:x", "http://engine/a b", "http://engine/ä", "http://" + "a" * 70 + "/", "http://en\r\ngine\0/"],
+)  # fmt: skip
+def test_a_url_that_cannot_be_used_is_refused_at_once(url):
+    with pytest.raises(ValueError, match="upstream URL"):
+        Pool(url)
+
+
+@pytest.mark.parametrize("key", ["sk-canary\r\nX: 1", "sk-canary\0", "sk canary", "sk-canaryä"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key):
+    with pytest.raises(ValueError, match="API key") as caught:
+        Pool("http://engine", api_key=key)
+    assert "canary" not in str(caught.value)
+
+
+# --- the pool
+
+
+async def test_the_connection_that_rested_last_is_taken_first():
+    served = []
+
+    async def script(reader, writer, number):
+        while True:
+            await request_on(reader)
+            served.append(number)
+            writer.write(OK)
+
+    async with pool_to(script) as (pool, server):
+        replies = [await post(pool) for _ in range(3)]
+        for reply in replies:
+            await reply.read()
+        for index in (0, 2, 1):
+            replies[index].close()
+        for _ in range(2):
+            await fetch(pool)
+        assert served == [1, 2, 3, 2, 2]
+
+
+async def test_no_more_than_max_idle_rest():
+    async with pool_to(always(OK), max_idle=2) as (pool, server):
+        replies = [await post(pool) for _ in range(5)]
+        for reply in replies:
+            await reply.read()
+            reply.close()
+        await until(lambda: len(pool._live) == 2)
+        await asyncio.gather(*(fetch(pool) for _ in range(2)))
+        assert server.connections == 5
+
+
+async def test_a_rested_connection_is_closed_by_us_before_the_engine_would():
+    ended = []
+
+    async def script(reader, writer, number):
+        await request_on(reader)
+        writer.write(OK)
+        ended.append(await reader.read())
+
+    async with pool_to(script, timeouts=Timeouts(keepalive=0.05)) as (pool, server):
+        await fetch(pool)
+        await until(lambda: ended)
+        assert not pool._live and not pool._idle
+
+
+async def test_an_expired_connection_is_not_used_even_if_still_there():
+    async with pool_to(always(OK), timeouts=Timeouts(keepalive=5)) as (pool, server):
+        await fetch(pool)
+        pool._idle[0].since -= 6
+        await fetch(pool)
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("parting", [b"", b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n", b"\r\n"])
+async def test_what_happens_to_a_resting_connection_takes_it_out_of_the_pool(parting):
+    """The engine closes it, or says something nobody asked for: that must not become the answer to the next request."""
+
+    async def script(reader, writer, number):
+        await request_on(reader)
+        writer.write(OK)
+        await writer.drain()
+        if number == 1:
+            await until(lambda: box["pool"]._idle)
+            if not parting:
+                return
+            writer.write(parting)
+        await reader.read()
+
+    box = {}
+    async with pool_to(script) as (pool, server):
+        box["pool"] = pool
+        assert await fetch(pool) == (200, b"ok")
+        await until(lambda: not pool._live)
+        assert not pool._idle
+        assert await fetch(pool) == (200, b"ok")
+        assert server.connections == 2
+
+
+async def test_surplus_after_a_reply_is_never_the_next_reply():
+    evil = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"
+    for surplus in (evil, evil[:9], b"X", b"\0" * 70_000):
+        async with pool_to(always(OK + surplus, OK)) as (pool, server):
+            assert await fetch(pool) == (200, b"ok")
+            assert await fetch(pool) == (200, b"ok")
+            assert server.connections == 2
+
+
+async def test_a_stale_connection_is_retried_once_on_a_fresh_one():
+    bodies = []
+
+    async def script(reader, writer, number):
+        for turn in range(2):
+            bodies.append((number, (await request_on(reader))[1]))
+            if number == 1 and turn == 1:
+                return  # the engine's keep-alive expiry, crossing the request on the wire
+            writer.write(OK)
+
+    async with pool_to(script) as (pool, server):
+        await fetch(pool, b"[1]")
+        assert await fetch(pool, b"[2]") == (200, b"ok")
+        assert bodies == [(1, b"[1]"), (1, b"[2]"), (2, b"[2]")]
+
+
+async def test_the_second_try_is_the_last_even_if_more_stale_connections_rest():
+    requests = []
+
+    async def script(reader, writer, number):
+        await request_on(reader)
+        requests.append(number)
+        if number <= 3:
+            writer.write(OK)
+            await request_on(reader)
+            requests.append(number)
+
+    async with pool_to(script) as (pool, server):
+        replies = [await post(pool) for _ in range(3)]
+        for reply in replies:
+            await reply.read()
+            reply.close()
+        with pytest.raises(UpstreamReset):
+            await post(pool)
+        assert requests == [1, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("first", [b"H", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_never_retried_after_a_byte_of_the_response(first):
+    async def script(reader, writer, number):
+        await request_on(reader)
+        writer.write(OK)
+        await request_on(reader)
+        writer.write(first)
+
+    async with pool_to(script) as (pool, server):
+        await fetch(pool)
+        with pytest.raises(UpstreamReset):
+            await post(pool)
+        assert server.connections == 1
+
+
+async def test_a_fresh_connection_that_dies_is_not_retried():
+    async def script(reader, writer, number):
+        await request_on(reader)
+
+    async with pool_to(script) as (pool, server):
+        with pytest.raises(UpstreamReset):
+            await post(pool)
+        assert server.connections == 1
+
+
+async def test_a_timeout_on_a_reused_connection_is_not_retried():
+    async def script(reader, writer, number):
+        await request_on(reader)
+        writer.write(OK)
+        await reader.read()
+
+    async with pool_to(script, timeouts=Timeouts(headers=0.1)) as (pool, server):
+        await fetch(pool)
+        with pytest.raises(UpstreamTimeout):
+            await post(pool)
+        assert server.connections == 1
+
+
+# --- faults
+
+
+def forever(start, piece):
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(start)
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    return script
+
+
+def reset_after(raw):
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(raw)
+        await asyncio.sleep(0.05)
+        linger_zero = b"\1\0\0\0\0\0\0\0"
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_zero)
+        writer.transport.abort()
+
+    return script
+
+
+def ends(raw):
+    return always(raw, then_close=True)
+
+
+PART = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart"
+FAULTS = {  # name: (script, error, what can be read before it)
+    "closed without a word": (ends(b""), UpstreamReset, b""),
+    "closed inside the head": (ends(b"HTTP/1.1 200 OK\r\nX-A: 1"), UpstreamReset, b""),
+    "closed after 100": (ends(b"HTTP/1.1 100 Continue\r\n\r\n"), UpstreamReset, b""),
+    "closed inside the body": (ends(PART), UpstreamReset, b"part"),
+    "closed inside a chunk": (ends(CHUNKED + b"5\r\nhe"), UpstreamReset, b"he"),
+    "closed before the last chunk": (ends(CHUNKED + b"5\r\nhello\r\n"), UpstreamReset, b"hello"),
+    "closed inside the last chunk": (ends(CHUNKED + b"5\r\nhello\r\n0\r\n"), UpstreamReset, b"hello"),
+    "reset before the head": (reset_after(b""), UpstreamReset, b""),
+    "reset inside the body": (reset_after(PART), UpstreamReset, b"part"),
+    "reset inside a close-delimited body": (reset_after(b"HTTP/1.1 200 OK\r\n\r\npart"), UpstreamReset, b"part"),
+    "not HTTP": (ends(b"SSH-2.0-OpenSSH_9.6\r\n"), UpstreamInvalidResponse, b""),
+    "TLS to a plain client": (ends(b"\x15\x03\x01\x00\x02\x02\x46"), UpstreamInvalidResponse, b""),
+    "a request": (ends(b"GET / HTTP/1.1\r\n\r\n"), UpstreamInvalidResponse, b""),
+    "HTTP/2": (ends(b"\0\0\x12\4\0\0\0\0\0\0\3\0\0\0\x80\0\4\0\1\0\0"), UpstreamInvalidResponse, b""),
+    "status 20": (ends(b"HTTP/1.1 20 OK\r\n\r\n"), UpstreamInvalidResponse, b""),
+    "status 2000": (ends(b"HTTP/1.1 2000 OK\r\n\r\n"), UpstreamInvalidResponse, b""),
+    "NUL in a header": (ends(b"HTTP/1.1 200 OK\r\nX-A: \0\r\n\r\n"), UpstreamInvalidResponse, b""),
+    "two lengths": (ends(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"), UpstreamInvalidResponse, b""),
+    "length and chunked": (ends(CHUNKED[:-2] + b"Content-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), UpstreamInvalidResponse, b""),
+    "negative length": (ends(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), UpstreamInvalidResponse, b""),
+    "huge length": (ends(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % 2**80), UpstreamInvalidResponse, b""),
+    "chunk size not hexadecimal": (ends(CHUNKED + b"zz\r\n"), UpstreamInvalidResponse, b""),
+    "huge chunk size": (ends(CHUNKED + b"5\r\nhello\r\n" + b"f" * 20 + b"\r\n"), UpstreamInvalidResponse, b"hello"),
+    "chunk without its end": (ends(CHUNKED + b"2\r\nhello\r\n0\r\n\r\n"), UpstreamInvalidResponse, b"he"),
+    "gzip": (ends(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\n!"), UpstreamInvalidResponse, b""),
+    "gzip as transfer": (ends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), UpstreamInvalidResponse, b""),
+    "another protocol": (ends(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n!"), UpstreamInvalidResponse, b""),
+    "257 headers": (ends(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 257 + b"\r\n"), UpstreamInvalidResponse, b""),
+    "a head of 65 KB": (ends(b"HTTP/1.1 200 OK\r\na: " + b"x" * 66_560 + b"\r\n\r\n"), UpstreamInvalidResponse, b""),
+    "headers for ever": (forever(b"HTTP/1.1 200 OK\r\n", b"a: b\r\n" * 100), UpstreamInvalidResponse, b""),
+    "one header for ever": (forever(b"HTTP/1.1 200 OK\r\na: ", b"x" * 4096), UpstreamInvalidResponse, b""),
+    "1xx for ever": (forever(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 50), UpstreamInvalidResponse, b""),
+    "trailers for ever": (forever(CHUNKED + b"2\r\nhi\r\n0\r\n", b"a: b\r\n" * 100), UpstreamInvalidResponse, b"hi"),
+    "one trailer for ever": (forever(CHUNKED + b"2\r\nhi\r\n0\r\na: ", b"x" * 4096), UpstreamInvalidResponse, b"hi"),
+    "a chunk extension for ever": (forever(CHUNKED + b"2\r\nhi\r\n2;x=", b"x" * 4096), UpstreamInvalidResponse, b"hi"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_faults_are_named_and_come_after_what_was_sent(name):
+    script, expected, before = FAULTS[name]
+    async with pool_to(script, api_key="sk-canary") as (pool, server):
+        got, reply = b"", None
+        with pytest.raises(UpstreamError) as caught:
+            reply = await post(pool)
+            while True:
+                piece = await reply.read()
+                assert piece, "the body ended as if it were whole"
+                got += piece
+        assert type(caught.value) is expected or (expected is UpstreamReset and isinstance(caught.value, UpstreamReset))
+        assert f"127.0.0.1:{server.port}" in caught.value.message and "canary" not in caught.value.message
+        assert got == before
+        if reply is not None:
+            assert not reply.complete
+            with pytest.raises(expected):  # and again, not an end
+                await reply.read()
+            reply.close()
+        await until(lambda: not pool._live)
+        assert not pool._idle
+
+
+async def test_refused_is_unavailable_and_says_when_to_come_back():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        pool = Pool(f"http://127.0.0.1:{unused.getsockname()[1]}", api_key="sk-canary")
+        with pytest.raises(UpstreamUnavailable, match="nothing listens") as caught:
+            await post(pool)
+    assert caught.value.status == 503 and 1 <= caught.value.retry_after <= 5
+    assert pool.name in caught.value.message and "canary" not in caught.value.message
+    await pool.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "cannot be resolved"),
+        (ConnectionRefusedError(), "nothing listens"),
+        (OSError(113, "No route to host"), "cannot be reached"),
+        (OSError("Multiple exceptions: ..."), "cannot be reached"),
+        (ConnectionResetError(), "cannot be reached"),
+        (TimeoutError(), "no connection in time"),
+    ],
+)
+async def test_every_way_of_not_connecting_is_unavailable(monkeypatch, error, text):
+    async def create_connection(*_, **__):
+        raise error
+
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: Loop(create_connection))
+    with pytest.raises(UpstreamUnavailable, match=text) as caught:
+        await post(Pool("http://engine:8000"))
+    assert 1 <= caught.value.retry_after <= 5 and "engine:8000" in caught.value.message
+
+
+class Loop:
+    """The running loop, but for how it connects (uvloop's cannot be patched)."""
+
+    def __init__(self, create_connection):
+        self._loop, self.create_connection = asyncio._get_running_loop(), create_connection
+
+    def __getattr__(self, name):
+        return getattr(self._loop, name)
+
+
+@contextlib.asynccontextmanager
+async def full_backlog():
+    """A port that neither accepts nor refuses."""
+    loop, held = asyncio.get_running_loop(), []
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        try:
+            for _ in range(8):
+                client = socket.socket()
+                client.setblocking(False)
+                held.append(client)
+                try:
+                    async with asyncio.timeout(0.2):
+                        await loop.sock_connect(client, listener.getsockname())
+                except TimeoutError:
+                    break
+            else:
+                pytest.skip("this system accepts more connections than the backlog says")
+            yield listener.getsockname()[1]
+        finally:
+            for client in held:
+                client.close()
+
+
+async def test_connect_timeout_is_unavailable():
+    async with full_backlog() as port:
+        pool = Pool(f"http://127.0.0.1:{port}", timeouts=Timeouts(connect=0.1))
+        with pytest.raises(UpstreamUnavailable, match="no connection in time"):
+            await post(pool)
+        await pool.close()
+
+
+async def test_a_silent_tls_handshake_is_within_the_connect_timeout():
+    async def script(reader, writer, _):
+        await reader.read()
+
+    async with Server(script) as server:
+        pool = Pool(f"https://127.0.0.1:{server.port}", timeouts=Timeouts(connect=0.1))
+        with pytest.raises(UpstreamUnavailable):
+            await post(pool)
+        await pool.close()
+
+
+async def silent(reader, writer, _):
+    await request_on(reader)
+    await reader.read()
+
+
+async def test_no_response_in_time_and_the_engine_is_told():
+    ended = []
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        ended.append(await reader.read())
+
+    async with pool_to(script, timeouts=Timeouts(headers=0.1)) as (pool, server):
+        with pytest.raises(UpstreamTimeout, match=f"{server.port} sent no response within 0.1 s"):
+            await post(pool)
+        await until(lambda: ended)
+
+
+async def test_a_dripping_head_does_not_move_the_deadline():
+    async def script(reader, writer, _):
+        await request_on(reader)
+        for byte in b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10_000:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+
+    async with pool_to(script, timeouts=Timeouts(headers=0.3)) as (pool, _):
+        with pytest.raises(UpstreamTimeout):
+            await post(pool)
+
+
+async def test_the_idle_deadline_counts_from_the_last_piece():
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(CHUNKED)
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            writer.write(b"2\r\nhi\r\n")
+        await reader.read()
+
+    async with pool_to(script, timeouts=Timeouts(idle=0.4)) as (pool, _):
+        reply, got = await post(pool), b""
+        with pytest.raises(UpstreamTimeout, match="sent nothing more for 0.4 s"):
+            while piece := await reply.read():
+                got += piece
+        assert got == b"hi" * 8
+        reply.close()
+
+
+async def test_a_head_late_by_more_than_the_idle_time_is_not_idle():
+    async def script(reader, writer, _):
+        await request_on(reader)
+        await asyncio.sleep(0.4)
+        writer.write(CHUNKED)
+        await asyncio.sleep(0.1)
+        writer.write(b"2\r\nhi\r\n0\r\n\r\n")
+
+    async with pool_to(script, timeouts=Timeouts(idle=0.3)) as (pool, _):
+        assert await fetch(pool) == (200, b"hi")
+
+
+async def test_framing_alone_is_idle():
+    """A chunk extension that drips keeps no stream alive."""
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(CHUNKED + b"2\r\nhi\r\n2;")
+        for _ in range(1000):
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+
+    async with pool_to(script, timeouts=Timeouts(idle=0.2)) as (pool, _):
+        with pytest.raises(UpstreamTimeout):
+            await fetch(pool)
+
+
+async def test_an_unread_body_is_not_idle():
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(CHUNKED + b"2\r\nhi\r\n")
+        await asyncio.sleep(0.5)
+        writer.write(b"0\r\n\r\n")
+
+    async with pool_to(script, timeouts=Timeouts(idle=0.3)) as (pool, _):
+        reply = await post(pool)
+        await asyncio.sleep(0.45)
+        assert await everything(reply) == b"hi"
+        reply.close()
+
+
+async def test_an_engine_that_stops_taking_the_request_times_out():
+    async def script(reader, writer, _):
+        writer.transport.pause_reading()
+        await asyncio.sleep(PATIENCE)
+
+    async with pool_to(script, timeouts=Timeouts(write=0.2)) as (pool, _):
+        with pytest.raises(UpstreamTimeout, match="took no byte of the request for 0.2 s"):
+            await post(pool, bytes(16 * 1024 * 1024))
+
+
+async def test_a_slow_upload_that_moves_is_not_cut():
+    async def script(reader, writer, _):
+        head = await reader.readuntil(b"\r\n\r\n")
+        left = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+        while left:
+            left -= len(await reader.read(1024 * 1024))
+            await asyncio.sleep(0.02)
+        writer.write(OK)
+
+    async with pool_to(script, timeouts=Timeouts(write=0.3)) as (pool, _):
+        assert await fetch(pool, bytes(24 * 1024 * 1024)) == (200, b"ok")
+
+
+# --- large and slow
+
+
+async def test_a_large_upload_arrives_whole():
+    body = os.urandom(1024) * 20_000
+
+    async def script(reader, writer, _):
+        while True:
+            got = (await request_on(reader))[1]
+            writer.write(OK if got == body else b"HTTP/1.1 500 X\r\n\r\n")
+
+    async with pool_to(script) as (pool, server):
+        assert [await fetch(pool, body) for _ in range(2)] == [(200, b"ok")] * 2
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("then", ["wait", "drain", "close"])
+async def test_an_early_answer_is_delivered_and_its_connection_not_reused(then):
+    async def script(reader, writer, number):
+        head = await reader.readuntil(b"\r\n\r\n")
+        if number == 1:
+            reader._transport.pause_reading()
+            writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+            await writer.drain()
+            if then == "wait":
+                await asyncio.sleep(PATIENCE)
+            if then == "drain":
+                await asyncio.sleep(0.1)
+                reader._transport.resume_reading()
+                await reader.read()
+        else:
+            writer.write(OK)
+            await reader.read()
+
+    async with pool_to(script) as (pool, server):
+        assert await fetch(pool, bytes(16 * 1024 * 1024)) == (413, b"big")
+        assert await fetch(pool) == (200, b"ok")
+        assert server.connections == 2
+
+
+async def test_a_slow_reader_stops_the_engine_not_the_memory():
+    total, piece, sent = 50 * 1024 * 1024, 64 * 1024, [0]
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
+        while sent[0] < total:
+            writer.write(bytes(piece))
+            await writer.drain()
+            sent[0] += piece
+        await reader.read()
+
+    async with pool_to(script) as (pool, _):
+        reply = await post(pool)
+        last = -1
+        while sent[0] != last:  # until nothing moves any more
+            last = sent[0]
+            await asyncio.sleep(0.2)
+        assert last < 12 * 1024 * 1024  # what kernel buffers on both sides may hold, and ours
+        held = len(reply.take())
+        assert HIGH_WATER / 2 < held < HIGH_WATER + 512 * 1024
+        assert held + len(await everything(reply)) == total and reply.complete
+        reply.close()
+        assert await asyncio.sleep(0, pool._idle)
+
+
+async def test_reading_is_paused_above_the_mark_and_resumed_once_drained():
+    connection = Connection("engine", Timeouts(), lambda _: None, lambda _: None)
+    wire = Wire()
+    connection.connection_made(wire)
+    task = asyncio.ensure_future(connection.exchange(b"", b""))
+    await asyncio.sleep(0)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    reply = await task
+    connection.data_received(bytes(HIGH_WATER))
+    assert not wire.paused
+    connection.data_received(b"x")
+    assert wire.paused
+    assert len(reply.take()) == HIGH_WATER + 1
+    assert not wire.paused and reply.take() == b""
+    connection.data_received(bytes(HIGH_WATER))
+    assert not wire.paused
+    reply.close()
+    assert wire.aborted
+
+
+# --- the reply in the caller's hands
+
+
+async def test_read_does_not_suspend_when_something_is_there():
+    async with pool_to(always(OK)) as (pool, _):
+        reply = await post(pool)
+        await until(lambda: reply.complete)
+        for expected in (b"ok", b""):
+            with pytest.raises(StopIteration) as finished:
+                reply.read().send(None)
+            assert finished.value.value == expected
+        reply.close()
+
+
+async def test_take_never_waits_and_joins_what_is_there():
+    go = asyncio.Event()
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(CHUNKED)
+        await go.wait()
+        writer.write(b"1\r\na\r\n1\r\nb\r\n")
+        await reader.read()
+
+    async with pool_to(script) as (pool, _):
+        reply = await post(pool)
+        assert reply.take() == b"" and not reply.complete
+        go.set()
+        assert await reply.read() == b"ab"
+        assert reply.take() == b""
+        reply.close()
+
+
+async def test_close_twice_gives_the_connection_back_once():
+    async with pool_to(always(OK)) as (pool, _):
+        reply = await post(pool)
+        assert await reply.read() == b"ok"
+        reply.close()
+        reply.close()
+        assert len(pool._idle) == 1
+        assert reply.take() == b"" and await reply.read() == b""
+
+
+async def test_a_closed_reply_does_not_see_the_next_one():
+    async with pool_to(always(OK, b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nnext!")) as (pool, server):
+        first = await post(pool)
+        await until(lambda: first.complete)
+        first.close()  # unread
+        second = await post(pool)
+        await until(lambda: second.complete)
+        assert first.take() == b"" and await second.read() == b"next!"
+        second.close()
+        assert server.connections == 1
+
+
+async def streaming(reader, writer, ended):
+    await request_on(reader)
+    writer.write(CHUNKED + b"2\r\nhi\r\n")
+    ended.append(await reader.read())
+
+
+async def test_closing_early_stops_the_engine_and_wakes_a_reader():
+    ended = []
+    async with pool_to(lambda r, w, _: streaming(r, w, ended)) as (pool, _):
+        reply = await post(pool)
+        assert await reply.read() == b"hi"
+        reading = asyncio.ensure_future(reply.read())
+        await asyncio.sleep(0)
+        reply.close()
+        with pytest.raises(UpstreamReset):
+            await reading
+        await until(lambda: ended == [b""])
+        assert reply.take() == b"" and not reply.complete
+        with pytest.raises(UpstreamReset):
+            await reply.read()
+        await until(lambda: not pool._live)
+
+
+async def test_cancelled_while_reading():
+    ended = []
+    async with pool_to(lambda r, w, _: streaming(r, w, ended)) as (pool, _):
+        reply = await post(pool)
+        await reply.read()
+        reading = asyncio.ensure_future(reply.read())
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await until(lambda: ended)
+
+
+async def test_cancelled_while_waiting_for_the_head():
+    ended, asked = [], []
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        asked.append(1)
+        ended.append(await reader.read())
+
+    async with pool_to(script) as (pool, _):
+        sending = asyncio.ensure_future(post(pool))
+        await until(lambda: asked)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await until(lambda: ended)
+        assert not pool._live
+
+
+async def test_cancelled_while_connecting():
+    """Before TCP, inside the TLS handshake, and at every turn of the loop around the moment it succeeds."""
+    ended = []
+
+    async def script(reader, writer, _):
+        ended.append(await reader.read())
+
+    async with full_backlog() as port:
+        pool = Pool(f"http://127.0.0.1:{port}")
+        sending = asyncio.ensure_future(post(pool))
+        await asyncio.sleep(0.05)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await pool.close()
+    async with Server(script) as server:
+        pool = Pool(f"https://127.0.0.1:{server.port}")
+        sending = asyncio.ensure_future(post(pool))
+        await until(lambda: server.connections)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await until(lambda: ended)
+        await pool.close()
+    for turns in range(12):
+        async with pool_to(silent) as (pool, server):
+            sending = asyncio.ensure_future(post(pool))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            await until(lambda server=server: not server.tasks)
+            await until(lambda pool=pool: not pool._live)
+
+
+# --- the end
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+async def test_close_leaves_nothing_open_and_ends_what_is_running():
+    async with Server(silent) as server:
+        before = len(os.listdir("/proc/self/fd"))
+        pool = Pool(f"http://127.0.0.1:{server.port}")
+        sending = [asyncio.ensure_future(post(pool)) for _ in range(20)]
+        await until(lambda: server.connections == 20)
+        await pool.close()
+        for outcome in await asyncio.gather(*sending, return_exceptions=True):
+            assert isinstance(outcome, UpstreamReset)
+        await until(lambda: not server.tasks)
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        with pytest.raises(UpstreamUnavailable):
+            await post(pool)
+        await pool.close()
+        assert not pool._live
+
+
+async def test_many_at_once_use_a_connection_each_and_no_more():
+    async def script(reader, writer, _):
+        while True:
+            body = (await request_on(reader))[1]
+            await asyncio.sleep(0)
+            writer.write(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+    async with pool_to(script) as (pool, server):
+        for _ in range(5):
+            bodies = [b"[%d]" % i for i in range(64)]
+            assert await asyncio.gather(*(fetch(pool, b) for b in bodies)) == [(200, b) for b in bodies]
+        assert server.connections == 64 and len(pool._idle) == 64
+
+
+# --- TLS
+
+
+@functools.cache
+def certificate(folder):
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl command to make a certificate with")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += ["-subj", "/CN=engine", "-addext", "subjectAltName=IP:127.0.0.1"]
+    paths = Path(folder, "key.pem"), Path(folder, "cert.pem")
+    subprocess.run([*command, "-keyout", paths[0], "-out", paths[1]], check=True, capture_output=True)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A server context, and a client context that trusts it."""
+    key, cert = certificate(str(tmp_path_factory.mktemp("tls")))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(cert, key)
+    return server, ssl.create_default_context(cafile=cert), cert
+
+
+async def test_tls_reuse_upload_and_close_delimited(tls):
+    body = os.urandom(1024) * 3000
+
+    async def script(reader, writer, number):
+        got = (await request_on(reader))[1]
+        writer.write(CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(got), got))
+        await request_on(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nto the end")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async with Server(script, tls[0]) as server, asyncio.timeout(PATIENCE):
+        pool = Pool(f"https://127.0.0.1:{server.port}", tls=tls[1])
+        assert await fetch(pool, body) == (200, body)
+        assert await fetch(pool) == (200, b"to the end")
+        assert server.connections == 1
+        await pool.close()
+
+
+async def test_tls_trusts_the_file_that_the_environment_names(tls, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls[2]))
+    async with Server(always(OK), tls[0]) as server, asyncio.timeout(PATIENCE):
+        pool = Pool(f"https://127.0.0.1:{server.port}")
+        assert await fetch(pool) == (200, b"ok")
+        await pool.close()
+
+
+async def test_tls_that_is_not_trusted_or_not_tls_is_unavailable(tls):
+    async with Server(always(OK), tls[0]) as secure, Server(always(b"")) as plain, asyncio.timeout(PATIENCE):
+        for port in (secure.port, plain.port):
+            pool = Pool(f"https://127.0.0.1:{port}", timeouts=Timeouts(connect=1))
+            with pytest.raises(UpstreamUnavailable):
+                await post(pool)
+            await pool.close()
+
+
+async def test_tls_slow_reader_is_bounded(tls):
+    total, piece, sent = 30 * 1024 * 1024, 64 * 1024, [0]
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
+        while sent[0] < total:
+            writer.write(bytes(piece))
+            await writer.drain()
+            sent[0] += piece
+        await reader.read()
+
+    async with Server(script, tls[0]) as server, asyncio.timeout(PATIENCE):
+        pool = Pool(f"https://127.0.0.1:{server.port}", tls=tls[1])
+        reply, last = await post(pool), -1
+        while sent[0] != last:
+            last = sent[0]
+            await asyncio.sleep(0.2)
+        assert last < 15 * 1024 * 1024
+        assert len(await everything(reply)) == total
+        reply.close()
+        await pool.close()
