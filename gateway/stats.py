@@ -1,7 +1,8 @@
-"""The mathematics of experiments: intervals and e-values that stay valid however often they are looked at. Imports `math` alone.
+"""The mathematics of experiments: intervals and e-values that stay valid however often they are looked at.
 
-Knows counts, sums and random numbers that it is handed. Does NOT know what a vote is, where counts come from, or how a decision is worded.
-Formula sources are named in each docstring; `rng` is never called here: whoever needs chance brings the draws.
+Knows counts, sums and random numbers that it is handed. Does NOT know what a vote is, where counts come from, or how a
+decision is worded. Formula sources are named in each docstring; `rng` is never called here: whoever needs chance brings
+the draws. Imports `math` alone.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ class Effect(NamedTuple):
 def anytime_effect(a: Arm, b: Arm, *, alpha: float = ALPHA, tuned_at: int = TUNED_AT) -> Effect | None:
     """The difference B - A with a confidence interval valid at every look at once; None while it cannot be estimated.
 
-    Asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (Annals of Statistics 2024, "Time-uniform central
-    limit theory and asymptotic confidence sequences"), with rho tuned to be narrowest near `tuned_at` units in total. `alpha` in (0, 1).
-    None when an arm has fewer than two units or nothing varies. Asymptotic: show nothing before `guard_met`.
+    Asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (Annals of Statistics 2024,
+    "Time-uniform central limit theory and asymptotic confidence sequences"), with rho tuned to be narrowest near
+    `tuned_at` units in total. `alpha` in (0, 1). None when an arm has fewer than two units or nothing varies.
+    Asymptotic: show nothing before `guard_met`.
     """
     _between("alpha", alpha, 0.0, 1.0)
     if min(a.n, b.n) < 2:
@@ -76,9 +78,10 @@ def guard_met(arms: Iterable[tuple[int, int]], *, enough: int = ENOUGH) -> bool:
 def paired_log_e(pairs: Iterable[tuple[int, int]]) -> tuple[float, float]:
     """(ln E, the highest ln E so far) of the exact sequential 2x2 test; reject "A = B" when E >= 1/alpha, at any time.
 
-    `pairs` holds the outcomes, 0 or 1, of the k-th unit of A and the k-th of B, in order of arrival. The safe test of Turner, Ly and
-    Gruenwald (2024, "Generic E-variables for exact sequential k-sample tests"): before each pair both rates are predicted from the past
-    with a beta(0.18, 0.18) prior, and the alternative's likelihood is divided by that of their mean.
+    `pairs` holds the outcomes, 0 or 1, of the k-th unit of A and the k-th of B, in order of arrival. The safe test of
+    Turner, Ly and Gruenwald (2024, "Generic E-variables for exact sequential k-sample tests"): before each pair both
+    rates are predicted from the past with a beta(0.18, 0.18) prior, and the alternative's likelihood is divided by that
+    of their mean.
     """
     log_e = best = 0.0
     ones_a = ones_b = 0
@@ -102,8 +105,8 @@ def _bernoulli(theta: float, y: int) -> float:
 def universal_log_e(arms: Sequence[tuple[int, int]]) -> float:
     """ln E against "all arms are equal", for any number of arms and any allocation rule, however adaptive.
 
-    `arms` holds (successes, failures). Universal inference (Wasserman, Ramdas and Balakrishnan, PNAS 2020) with a Jeffreys
-    beta(1/2, 1/2) mixture for each arm over the pooled maximum likelihood.
+    `arms` holds (successes, failures). Universal inference (Wasserman, Ramdas and Balakrishnan, PNAS 2020) with a
+    Jeffreys beta(1/2, 1/2) mixture for each arm over the pooled maximum likelihood.
     """
     for s, f in arms:
         if s < 0 or f < 0:
@@ -122,8 +125,8 @@ def _betaln(a: float, b: float) -> float:
 def sample_ratio_log_e(counts: Sequence[int], weights: Sequence[float], *, concentration: float = 100.0) -> float:
     """ln E that *assigned* units do not follow the weights declared; alarm at E >= RATIO_ALARM, at any time.
 
-    Sequential multinomial test of Lindon and Malek (NeurIPS 2022, "Anytime-valid inference for multinomial count data"), with a
-    Dirichlet prior centred on the weights. `weights` are positive, of any sum; as many as `counts`.
+    Sequential multinomial test of Lindon and Malek (NeurIPS 2022, "Anytime-valid inference for multinomial count
+    data"), with a Dirichlet prior centred on the weights. `weights` are positive, of any sum; as many as `counts`.
     """
     if len(counts) != len(weights) or not weights or min(weights) <= 0:
         raise ValueError(
@@ -142,9 +145,9 @@ def sample_ratio_log_e(counts: Sequence[int], weights: Sequence[float], *, conce
 def top_two_shares(draws: Sequence[Sequence[float]], *, floor: float = 0.10) -> list[float]:
     """The share of new units that top-two Thompson sampling gives each arm; sums to 1, none below `floor`.
 
-    `draws` holds joint draws of the arms' rates from their posterior, one row per draw. Russo (Operations Research 2020, "Simple Bayesian
-    algorithms for best-arm identification") with beta = 1/2: half the units go to an arm in proportion to how often it is best, half to
-    the runner-up. `floor` times the number of arms must not exceed 1.
+    `draws` holds joint draws of the arms' rates from their posterior, one row per draw. Russo (Operations Research
+    2020, "Simple Bayesian algorithms for best-arm identification") with beta = 1/2: half the units go to an arm in
+    proportion to how often it is best, half to the runner-up. `floor` times the number of arms must not exceed 1.
     """
     arms = len(draws[0])
     _between("floor", floor, 0.0, 1.0 / arms, closed=True)
@@ -163,8 +166,8 @@ def top_two_shares(draws: Sequence[Sequence[float]], *, floor: float = 0.10) -> 
 def units_per_arm(rate: float, difference: float, *, sequential: bool = True) -> int:
     """Units needed in each of two arms to see `difference` around `rate`, at alpha 5% (two-sided) and power 80%.
 
-    n = 15.7 p(1-p) / D^2, the usual normal approximation (2 * (1.96 + 0.84)^2 = 15.7), times 1.5 for a test that is looked at all the time.
-    `rate` in (0, 1), `difference` not 0.
+    n = 15.7 p(1-p) / D^2, the usual normal approximation (2 * (1.96 + 0.84)^2 = 15.7), times 1.5 for a test that is
+    looked at all the time. `rate` in (0, 1), `difference` not 0.
     """
     _between("rate", rate, 0.0, 1.0)
     if difference == 0:
@@ -181,7 +184,9 @@ def mean_interval(arm: Arm, *, z: float = 1.96) -> tuple[float, float] | None:
 
 
 def share_interval(successes: int, n: int, *, z: float = 1.96) -> tuple[float, float] | None:
-    """Wilson's score interval (JASA 1927) of a share, for one look; None without data. Sound at 0 and at n, where the textbook one is not."""
+    """Wilson's score interval (JASA 1927) of a share, for one look; None without data.
+
+    Sound at 0 and at n successes, where the textbook interval has no width."""
     if n == 0:
         return None
     if not 0 <= successes <= n:

@@ -1,4 +1,5 @@
-"""Known answers, dualities and simulations of gateway.stats; each simulation allows the nominal rate + 3 standard errors."""
+"""Known answers, dualities and simulations of gateway.stats; a simulation allows its nominal rate + 3 standard
+errors."""
 
 from __future__ import annotations
 

@@ -9,7 +9,9 @@ import msgspec
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """Scores of one prompt at one temperature, over its `n` samples. None: not measured (no checks, no logprobs, failed requests)."""
+    """Scores of one prompt at one temperature, over its `n` samples.
+
+    None: not measured (no checks, no logprobs, failed requests)."""
 
     scenario: str
     lang: str

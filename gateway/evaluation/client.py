@@ -1,7 +1,7 @@
-"""The one HTTP client of this room: chat completions, models and presets of the gateway or of any OpenAI-compatible server.
+"""The one HTTP client of this room: chats, models and presets of the gateway or of any OpenAI-compatible server.
 
-Knows HTTP: connections, retries, and which failure is which `ClientError` (drawn in wire.py). Does NOT know what the texts are for,
-which parameters make sense, or how many requests to make: callers bound their own concurrency.
+Knows HTTP: connections, retries, and which failure is which `ClientError` (drawn in wire.py). Does NOT know what the
+texts are for, which parameters make sense, or how many requests to make: callers bound their own concurrency.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ Message = Mapping[str, Any]
 class Client:
     """`base_url` with or without `/v1`. Use as an async context manager.
 
-    `model` is sent with every request that names none; None sends none, which the gateway understands as its first model.
+    `model` is sent with every request that names none; None sends none, which the gateway understands as its first
+    model.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Client:
         await self._http.aclose()
 
     async def chat(self, messages: Sequence[Message], *, unit: str | None = None, **fields: Any) -> Reply:
-        """One `POST /v1/chat/completions`; `fields` are body fields, None means "not sent". `unit` is who asks, for experiments."""
+        """One `POST /v1/chat/completions`; `fields` of the body, None is not sent. `unit`: who asks, for experiments."""
         body = {"model": self.model, "messages": list(messages), **fields}
         headers = {"x-unit-id": unit} if unit else {}
         response, seconds = await self._request(
@@ -88,7 +89,7 @@ class Client:
         return read_models((await self._request("GET", "/v1/models"))[0].content)
 
     async def presets(self) -> list[dict[str, Any]]:
-        """The gateway's presets, one object each as `GET /v1/presets` shows them; Refused (404) by a server that has none."""
+        """The presets as `GET /v1/presets` shows them, an object each; Refused (404) by a server that has none."""
         response, _ = await self._request("GET", "/v1/presets")
         answer: Any = decode(response.content, Any)
         entries = answer.get("data", answer.get("presets")) if isinstance(answer, dict) else answer
@@ -101,7 +102,8 @@ class Client:
     ) -> tuple[httpx.Response, float]:
         """The first answer that is not "too busy", and the seconds it took.
 
-        429 and 503 are asked again up to ATTEMPTS times, after Retry-After or 0.5, 1, 2, ... s, unless `x-should-retry: false`."""
+        429 and 503 are asked again, up to ATTEMPTS times, after Retry-After or 0.5, 1, 2, ... s, unless the server says
+        `x-should-retry: false`."""
         content = None if body is None else msgspec.json.encode(body)
         sent = {"content-type": "application/json", **(headers or {})}
         for attempt in range(ATTEMPTS):

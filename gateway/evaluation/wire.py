@@ -7,7 +7,8 @@
         |-- Refused             the server understood and says no (4xx)
         `-- Unavailable         429 or 5xx, still so after the retries
 
-Knows the shape of replies and RFC 9651 dictionaries as the gateway writes them. Does NOT know HTTP clients or what the texts are for.
+Knows the shape of replies and RFC 9651 dictionaries as the gateway writes them. Does NOT know HTTP clients or what the
+texts are for.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class Unavailable(StatusError):
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One candidate token of a position. `key` tells tokens apart where several print alike (the pieces of a Chinese character).
+    """One candidate token of a position; `logprob` is natural, and the engine's raw one unless asked otherwise.
 
-    `logprob` is natural; it is the engine's raw one unless the caller asked for something else."""
+    `key` tells tokens apart where several print alike (the pieces of a Chinese character)."""
 
     key: int | str
     token: str
@@ -81,7 +82,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 class Adjustment(msgspec.Struct, frozen=True):
     asked: Value
-    used: Value
+    used: Value | None  # None: the value was dropped
     by: str
 
 
@@ -208,7 +209,7 @@ _MEMBER = re.compile(rf"([a-z*][a-z0-9_.*-]*)(?:=(?:\(([^)]*)\)|({_ITEM})))?((?:
 
 
 def parse_params(header: str) -> dict[str, Value]:
-    """`temperature=0.5, top_p=0.9` as a mapping. Strings that hold a number are numbers: RFC 9651 decimals end at three places."""
+    """`temperature=0.5, top_p="0.12345"` as a mapping; a string that holds a number is one: the RFC has no such decimals."""
     return {key: _value(item) if item else True for key, _, item, _ in _members(header)}
 
 
@@ -216,16 +217,16 @@ def parse_adjusted(header: str) -> dict[str, Adjustment]:
     """`temperature=(1.4 0.5);by=bound` as what was asked, what was used, and why."""
     found = {}
     for key, inner, _, notes in _members(header):
-        asked_used = re.findall(_ITEM, inner)
-        if len(asked_used) != 2:
-            raise Malformed(f"X-Tempera-Adjusted: {key} needs (asked used), got {header!r}")
-        by = dict(part.partition("=")[::2] for part in notes.split(";") if part).get("by", "")
-        found[key] = Adjustment(_value(asked_used[0]), _value(asked_used[1]), by.strip('"'))
+        values = [_value(item) for item in re.findall(_ITEM, inner)]
+        if len(values) not in (1, 2):
+            raise Malformed(f"X-Tempera-Adjusted: {key} needs (asked used) or (asked), got {header!r}")
+        by = dict(note.partition("=")[::2] for note in notes.split(";") if note).get("by", "")
+        found[key] = Adjustment(values[0], values[1] if len(values) == 2 else None, by.strip('"'))
     return found
 
 
 def _members(header: str) -> list[tuple[str, str, str, str]]:
-    """(key, inner list, item, parameters) of each member of an RFC 9651 dictionary, as far as the gateway writes them."""
+    """(key, inner list, item, parameters) of each member of an RFC 9651 dictionary as the gateway writes it."""
     members, at = [], 0
     while at < len(header):
         match = _MEMBER.match(header, at)
