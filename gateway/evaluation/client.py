@@ -76,7 +76,7 @@ class Client:
         await self._http.aclose()
 
     async def chat(self, messages: Sequence[Message], *, unit: str | None = None, **fields: Any) -> Reply:
-        """One `POST /v1/chat/completions`; `fields` of the body, None is not sent. `unit`: who asks, for experiments."""
+        """One `POST /v1/chat/completions`; of `fields`, None is not sent. `unit` is who asks, for experiments."""
         body = {"model": self.model, "messages": list(messages), **fields}
         headers = {"x-unit-id": unit} if unit else {}
         response, seconds = await self._request(

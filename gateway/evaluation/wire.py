@@ -209,7 +209,7 @@ _MEMBER = re.compile(rf"([a-z*][a-z0-9_.*-]*)(?:=(?:\(([^)]*)\)|({_ITEM})))?((?:
 
 
 def parse_params(header: str) -> dict[str, Value]:
-    """`temperature=0.5, top_p="0.12345"` as a mapping; a string that holds a number is one: the RFC has no such decimals."""
+    """`temperature=0.5, top_p="0.12345"` as a mapping; a string that holds a number is one, for lack of decimals."""
     return {key: _value(item) if item else True for key, _, item, _ in _members(header)}
 
 
