@@ -76,7 +76,7 @@ class Bullets(Range, frozen=True, tag="bullets"):
     """Lines that begin with -, *, • or a number."""
 
     def count(self, text: str) -> int:
-        return len(re.findall(r"^[ \t]*(?:[-*•·]\s|\d+[.)、）]|[（(]\d+[)）])[ \t]*\S", text, re.MULTILINE))
+        return len(re.findall(r"^[ \t]*(?:[-*•·]\s|\d+[.)、）](?!\d)|[（(]\d+[)）])[ \t]*\S", text, re.MULTILINE))
 
 
 class Paragraphs(Range, frozen=True, tag="paragraphs"):

@@ -59,7 +59,7 @@ def passes(code: str, tests: str, *, seconds: float = SECONDS) -> bool:
 
 
 def _run(program: str, directory: str, seconds: float) -> None:
-    process = subprocess.Popen(  # noqa: S603: running untrusted code within limits is what this module is for
+    process = subprocess.Popen(  # noqa: S603 - untrusted code within limits is the point
         [sys.executable, "-I", "-c", program],
         cwd=directory,
         env={},
