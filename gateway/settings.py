@@ -1,6 +1,7 @@
 """TEMPERA_* environment variables as one frozen value. The only reader of os.environ; command-line flags win over it.
 
-Knows names, types and defaults; the table in docs/operations.md is tested against `DESCRIPTIONS`. Knows nothing about what they do.
+Knows names, types and defaults; the table in docs/operations.md is tested against `DESCRIPTIONS`. Knows nothing about
+what they do.
 """
 
 from __future__ import annotations

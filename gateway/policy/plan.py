@@ -89,7 +89,7 @@ def plan(request: Request, config: Config, facts: Facts) -> Plan:
     Model), InvalidRequest/OutOfRange (a field), Forbidden (the key), UpstreamUnavailable (models never seen).
     """
     fields = request.fields
-    preset, upstream, model = _choose(request, config, facts)
+    preset, upstream, model = choose(request, config, facts)
     if request.key_presets is not None and preset.name not in request.key_presets:
         raise Forbidden(f"This key may not use the preset {preset.name!r}.", code="preset_not_allowed", param="preset")
     fences.check(fields, config.open_fields)
@@ -192,7 +192,7 @@ def _settle(
     return Settled(effective, fields, tuple(headers))
 
 
-def _choose(request: Request, config: Config, facts: Facts) -> tuple[Preset, str, Model]:
+def choose(request: Request, config: Config, facts: Facts) -> tuple[Preset, str, Model]:
     """Preset, upstream and engine model.
 
     Body, header, model name, key, default: the first one that names a preset wins.

@@ -55,6 +55,11 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     return _encoder.encode(fields)
 
 
+def raw(value: Any) -> msgspec.Raw:
+    """A value as it would stand in a body."""
+    return msgspec.Raw(_encoder.encode(value))
+
+
 def value(fields: Fields, name: str) -> Any:
     """The decoded value of one field; None when it is missing or null.
 

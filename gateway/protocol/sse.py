@@ -67,37 +67,57 @@ def _event(block: bytes) -> Event | None:
     return Event(name, b"\n".join(data)) if data else None
 
 
-class DropUsage:
-    """Removes the usage event that the gateway itself asked for, and passes every other byte on as it came.
+class Gate:
+    """Lets whole events through and holds the last, unfinished one back, so that a stream that breaks off never leaves half
+    an event with the client. Optionally takes out the usage event that the gateway itself asked for.
 
-    Only bytes after the last complete event are held back, so a stream whose writes end at event borders is never
-    delayed.
+    A stream whose writes end at event borders is never delayed, and every byte that is let through is the engine's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drop_usage: bool) -> None:
+        self._drop = drop_usage
         self._rest = b""
 
     def feed(self, data: bytes) -> bytes:
         """What may go to the client now."""
         if self._rest:
             data, self._rest = self._rest + data, b""
-        if not data.endswith(b"\n\n"):
-            cut = data.rfind(b"\n\n") + 2
-            data, self._rest = (data[:cut], data[cut:]) if cut > 1 else (b"", data)
-        if b'"usage":{' not in data or b'"choices":[]' not in data:
-            return data
-        return b"".join(map(_keep, data.split(b"\n\n")))
+        if not data.endswith(_ENDS):
+            cut = max(data.rfind(end) + len(end) for end in _ENDS if end in data) if _ends_in(data) else 0
+            if len(data) - cut <= MAX_HELD:
+                data, self._rest = data[:cut], data[cut:]
+        if self._drop and b'"usage"' in data:
+            return b"".join(event for event in _EVENT.findall(data) if not _only_usage(event))
+        return data
 
-    def flush(self) -> bytes:
-        """What is left when the stream has ended."""
+    def rest(self) -> bytes:
+        """What was held back when the stream has ended; complete or not is for the client to judge."""
         rest, self._rest = self._rest, b""
         return rest
 
 
-def _keep(event: bytes) -> bytes:
-    if not event or (b'"choices":[]' in event and b'"usage":{' in event):
-        return b""
-    return event + b"\n\n"
+MAX_HELD: Final = 1024 * 1024  # bytes; a longer "event" is let through unfinished
+_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_EVENT: Final = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)|.+\Z", re.DOTALL)
+
+
+def _ends_in(data: bytes) -> bool:
+    return any(end in data for end in _ENDS)
+
+
+def _only_usage(event: bytes) -> bool:
+    """Whether an event carries the token counts and no choice."""
+    if b'"usage"' not in event:
+        return False
+    for parsed in Splitter().feed(event):
+        document = _loads(parsed.data)
+        return document.get("choices") == [] and isinstance(document.get("usage"), dict)
+    return False
+
+
+def error_event(body: bytes, named: bool) -> bytes:
+    """An error envelope as the last event of a stream; `named` for the protocols whose clients dispatch on the event's name."""
+    return (b"event: error\n" if named else b"") + b"data: " + body + b"\n\n"
 
 
 class Assembled(msgspec.Struct):

@@ -1,0 +1,139 @@
+"""create_app(settings): wiring only. The stack is assembled here, in one visible place; what the parts do is theirs.
+
+request -> Front -> on the data path (routes.find)?  yes: Turn.run      no: FastAPI (api)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway.log.exchange import RawExchange
+from gateway.policy.config import Config, Upstream, load
+from gateway.policy.plan import Engine, Facts
+from gateway.protocol.dialects import DIALECTS
+from gateway.serving.access import Access
+from gateway.serving.api import create_api
+from gateway.serving.ids import exchange_id, request_id
+from gateway.serving.metrics import Metrics
+from gateway.serving.models import Models
+from gateway.serving.relay import Message, Receive, Scope, Send, Turn
+from gateway.serving.routes import find
+from gateway.serving.state import State
+from gateway.serving.upstream import Pool, Timeouts
+from gateway.settings import Settings, secret_of
+
+SHIPPED = Path(__file__).resolve().parent.parent / "presets.yaml"
+
+
+class Front:
+    """The ASGI application.
+
+    The data path first, everything else to the management routes, with the same two ids on every reply.
+    """
+
+    def __init__(self, state: State, metrics: Metrics, api: Any) -> None:
+        self.state, self.metrics, self._api = state, metrics, api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            prepare = find(scope["method"], scope["path"])
+            if prepare is not None:
+                self.metrics.in_flight.inc()
+                try:
+                    return await Turn(self.state, scope, receive, send).run(prepare)
+                finally:
+                    self.metrics.in_flight.dec()
+            send = _with_ids(scope, send)
+        await self._api(scope, receive, send)
+        return None
+
+
+def _with_ids(scope: Scope, send: Send) -> Send:
+    exchange = exchange_id()
+    own = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+    ids = [(b"x-tempera-exchange", exchange.encode()), (b"x-request-id", request_id(own, exchange).encode())]
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *ids]
+        await send(message)
+
+    return tell
+
+
+def read_config(path: Path) -> Config:
+    """The Config of a presets file; prompts are read from beside it. Raises OSError or BadConfig."""
+    folder = path.resolve().parent
+
+    def read_prompt(name: str) -> str:
+        target = (folder / name).resolve()
+        if not target.is_relative_to(folder):
+            raise ValueError("a prompt must lie beside the presets file or below it")
+        return target.read_text(encoding="utf-8")
+
+    return load(path.read_text(encoding="utf-8"), read_prompt)
+
+
+def presets_path(settings: Settings) -> Path:
+    """The presets file in force: the one named, else ./presets.yaml, else the one that ships."""
+    if settings.presets is not None:
+        return settings.presets
+    own = Path("presets.yaml")
+    if own.exists():
+        return own
+    return SHIPPED if SHIPPED.exists() else SHIPPED.parent.parent / "presets.yaml"
+
+
+def upstreams(settings: Settings, config: Config) -> Mapping[str, Upstream]:
+    """The engines in force: the one from the command line or environment replaces the file's first."""
+    if settings.upstream is None:
+        return config.upstreams
+    url = settings.upstream.rstrip("/").removesuffix("/v1")
+    named = Upstream(base_url=url, dialect=settings.dialect)  # type: ignore[arg-type]
+    first = next(iter(config.upstreams), "default")
+    return {first: named} | {name: other for name, other in config.upstreams.items() if name != first}
+
+
+def _pool(settings: Settings, upstream: Upstream) -> Pool:
+    key = secret_of(upstream.api_key_env) or settings.upstream_api_key
+    limits = upstream.timeouts
+    timeouts = Timeouts(connect=limits.connect, headers=limits.headers, idle=limits.idle)
+    return Pool(upstream.base_url, api_key=key, timeouts=timeouts)
+
+
+def create_app(settings: Settings, config: Config) -> Front:
+    """The whole gateway as one ASGI application.
+
+    Raises ValueError when there is no upstream or its URL cannot be used.
+    """
+    engines = upstreams(settings, config)
+    if not engines:
+        raise ValueError("There is no upstream: give --upstream URL, or name one under upstreams: in the presets file.")
+    metrics = Metrics()
+    pools = {name: _pool(settings, upstream) for name, upstream in engines.items()}
+    facts = Facts({name: Engine(DIALECTS[upstream.dialect]) for name, upstream in engines.items()})
+
+    def offer(exchange: RawExchange) -> None:
+        metrics.observe(exchange)
+
+    def publish(found: Facts) -> None:
+        state.facts = found
+
+    models = Models(pools, facts, publish)
+    access = Access(settings.operator_key)
+    state = State(settings, config, facts, pools, models, access, offer)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        watching = asyncio.create_task(models.watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(*(pool.close() for pool in pools.values()))
+
+    return Front(state, metrics, create_api(state, metrics, lifespan))

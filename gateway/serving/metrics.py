@@ -1,0 +1,84 @@
+"""Prometheus metrics of the data path. Labels come from the config and from fixed tables, never from a client, so their number is bounded.
+
+Knows what an exchange says of itself; reads no bodies.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gateway.log.exchange import RawExchange
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_OVERHEAD: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+
+
+class _Children(NamedTuple):
+    """The series of one combination of labels, looked up once."""
+
+    requests: Any
+    duration: Any
+    ttft: Any
+    overhead: Any
+
+
+class Metrics:
+    """`observe` is called once per exchange, on the event loop."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.registry = registry
+        labels = ("preset", "protocol", "outcome")
+        self._requests = Counter(
+            "tempera_requests", "Generation requests by how they ended.", labels, registry=registry
+        )
+        self._duration = Histogram(
+            "tempera_request_seconds", "From the whole request to the end of the reply.", labels[:2],
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._ttft = Histogram(
+            "tempera_first_token_seconds", "From the whole request to the first event with text (streams only).",
+            labels[:2], buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._overhead = Histogram(
+            "tempera_overhead_seconds", "Spent in the gateway before a request left for the engine.", labels[1:2],
+            buckets=_OVERHEAD, registry=registry,
+        )  # fmt: skip
+        self._adjusted = Counter(
+            "tempera_adjustments", "Parameters changed on the way, by why.", ("preset", "parameter", "reason"),
+            registry=registry,
+        )  # fmt: skip
+        self.in_flight = Gauge("tempera_in_flight", "Requests on the data path now.", registry=registry)
+        self.reloads = Counter(
+            "tempera_reloads", "Readings of the presets file by how they ended.", ("outcome",), registry=registry
+        )
+        self._children = lru_cache(maxsize=4096)(self._lookup)
+
+    def _lookup(self, preset: str, protocol: str, outcome: str) -> _Children:
+        return _Children(
+            self._requests.labels(preset, protocol, outcome),
+            self._duration.labels(preset, protocol),
+            self._ttft.labels(preset, protocol),
+            self._overhead.labels(protocol),
+        )
+
+    def observe(self, exchange: RawExchange) -> None:
+        """Count one finished exchange."""
+        plan = exchange.plan
+        preset = "none" if plan is None else plan.preset
+        series = self._children(preset, exchange.protocol, exchange.outcome)
+        series.requests.inc()
+        series.duration.observe(exchange.duration)
+        if exchange.ttft is not None:
+            series.ttft.observe(exchange.ttft)
+        if plan is not None:
+            series.overhead.observe(exchange.overhead)
+            for adjustment in plan.effective.adjustments:
+                self._adjusted.labels(preset, adjustment.name, adjustment.by).inc()
+
+    def page(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)

@@ -1,0 +1,163 @@
+"""Which requests take the data path, and what each becomes: the allow-list towards the engine.
+
+A path that is not named here never reaches an engine, and the engine's path is never made from client text: it comes
+from this table, or has exactly one part that matches an id. Knows paths and the tutorial's /generate; the decisions
+are policy's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from gateway.policy.plan import Facts, Plan, Request, choose, plan
+from gateway.protocol import envelope
+from gateway.protocol.dialects import PATHS, Protocol
+from gateway.protocol.errors import (
+    Draining,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    UpstreamInvalidResponse,
+    UpstreamUnavailable,
+)
+from gateway.serving.relay import Passage, Prepare, Turn
+
+# Routes of the engine that generate nothing and change nothing. A body's model name is translated as everywhere.
+PASSED: Final = frozenset(
+    {"/v1/embeddings", "/v1/rerank", "/v1/score", "/tokenize", "/detokenize", "/v1/messages/count_tokens"}
+)
+_RESPONSE: Final = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}").fullmatch
+_CANCEL: Final = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}/cancel").fullmatch
+_Decision = TypeVar("_Decision", Plan, Passage)
+DEFAULT_MAX_TOKENS: Final = 512  # of /generate, as the tutorial has it
+
+
+def find(method: str, path: str) -> Prepare | None:
+    """How a request on the data path is prepared; None for every other path."""
+    if path in PATHS:
+        return generation if method == "POST" else _wrong_method
+    if path == "/generate":
+        return generate if method == "POST" else _wrong_method
+    if path in PASSED or _CANCEL(path):
+        return passage if method == "POST" else _wrong_method
+    if _RESPONSE(path):
+        return passage if method == "GET" else _wrong_method
+    return None
+
+
+async def generation(turn: Turn, body: bytes) -> Plan:
+    """The Plan of a generation request."""
+    fields = envelope.parse(body, turn.state.settings.max_body)
+    return await _plan(turn, PATHS[turn.scope["path"]], turn.scope["path"], fields)
+
+
+async def generate(turn: Turn, body: bytes) -> Plan:
+    """The tutorial's endpoint: a prompt in, a text out, through the chat template.
+
+    What is not sent is the preset's business.
+    """
+    fields = envelope.parse(body, turn.state.settings.max_body)
+    turn.exchange.protocol = "chat"
+    turn.rewrite = _only_text
+    unknown = sorted(fields.keys() - {"prompt", "temperature", "max_tokens", "preset"})
+    if unknown:
+        raise InvalidRequest(
+            f"{unknown[0]}: unknown field; known are prompt, temperature, max_tokens and preset.", param=unknown[0]
+        )
+    prompt = envelope.value(fields, "prompt")
+    if not isinstance(prompt, str) or not prompt:
+        raise InvalidRequest(f"prompt must be a non-empty string; got {envelope.show(prompt)}.", param="prompt")
+    messages = [{"role": "user", "content": prompt}]
+    chat: dict[str, Any] = {name: raw for name, raw in fields.items() if name != "prompt"}
+    chat["messages"] = envelope.raw(messages)
+    plan_ = await _plan(turn, "chat", "/v1/chat/completions", chat)
+    if "max_tokens" in plan_.effective.values:
+        return plan_
+    chat["max_tokens"] = envelope.raw(DEFAULT_MAX_TOKENS)
+    return await _plan(turn, "chat", "/v1/chat/completions", chat)
+
+
+async def passage(turn: Turn, body: bytes) -> Passage:
+    """A request that passes as it came, but for the model's name."""
+    _admit(turn)
+    path = turn.scope["path"]
+    default = next(iter(turn.state.facts.engines))
+    if turn.scope["method"] == "GET" or not body:
+        return Passage(default, path, b"", query=_query(turn.scope["query_string"]))
+    fields = envelope.parse(body, turn.state.settings.max_body)
+    request = _request(turn, "chat", path, fields)
+
+    def settle(facts: Facts) -> Passage:
+        _, upstream, model = choose(request, turn.state.config, facts)
+        out = {name: raw for name, raw in fields.items() if name != "preset"}
+        if "model" in fields:
+            out["model"] = envelope.raw(model.id)
+        return Passage(upstream, path, envelope.encode(out))
+
+    return await _with_models(turn, settle)
+
+
+async def _wrong_method(turn: Turn, body: bytes) -> Passage:
+    allowed = "GET" if _RESPONSE(turn.scope["path"]) else "POST"
+    raise MethodNotAllowed(f"{turn.scope['path']} takes {allowed}, not {turn.scope['method']}.")
+
+
+async def _plan(turn: Turn, protocol: Protocol, path: str, fields: envelope.Fields) -> Plan:
+    _admit(turn)
+    request = _request(turn, protocol, path, fields)
+    return await _with_models(turn, lambda facts: plan(request, turn.state.config, facts))
+
+
+async def _with_models(turn: Turn, decide: Callable[[Facts], _Decision]) -> _Decision:
+    """A decision that fails for want of a model is tried once more after asking the engines."""
+    try:
+        return decide(turn.state.facts)
+    except (NotFound, UpstreamUnavailable) as error:
+        if error.code == "preset_not_found":
+            raise
+    await turn.state.models.refresh()
+    return decide(turn.state.facts)
+
+
+def _admit(turn: Turn) -> None:
+    if turn.state.draining:
+        raise Draining("The gateway is shutting down; try again.", retry_after=1)
+    key = turn.headers.get(b"authorization", b"").removeprefix(b"Bearer ") or turn.headers.get(b"x-api-key")
+    turn.caller = turn.state.access.admit(key)
+    turn.exchange.key = turn.caller.name
+
+
+def _request(turn: Turn, protocol: Protocol, path: str, fields: envelope.Fields) -> Request:
+    headers = turn.headers
+    return Request(
+        protocol=protocol,
+        path=path,
+        fields=fields,
+        preset=_text(headers.get(b"x-preset")),
+        units={"unit": _text(headers.get(b"x-unit-id")), "conversation": _text(headers.get(b"x-conversation-id"))},
+        key_preset=turn.caller.preset,
+        key_presets=turn.caller.presets,
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode("latin-1") if value else None
+
+
+def _query(query: bytes) -> bytes:
+    """Only what a stored response's stream takes."""
+    pairs = [pair for pair in query.split(b"&") if re.fullmatch(rb"(?:stream|starting_after)=[a-z0-9]{1,20}", pair)]
+    return b"&".join(pairs)
+
+
+def _only_text(body: bytes) -> bytes:
+    """`{"response": text}` from a chat completion."""
+    try:
+        text = msgspec.json.decode(body)["choices"][0]["message"]["content"]
+    except (msgspec.DecodeError, LookupError, TypeError):
+        raise UpstreamInvalidResponse("The engine's reply holds no text.") from None
+    return envelope.encode({"response": text or ""})

@@ -1,0 +1,102 @@
+"""One process's life: settings and presets, the embedded engine if there is no other, the server, and the end of both.
+
+Knows what to tell the person at the terminal. The order matters: the engine is up before the gateway says so, and
+stops after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from gateway.policy.config import BadConfig, Config
+from gateway.serving.app import create_app, presets_path, read_config
+from gateway.serving.engine import EmbeddedEngine, EngineError
+from gateway.serving.server import make_server
+from gateway.settings import Settings
+
+_log = logging.getLogger("tempera")
+
+
+def serve(settings: Settings, model: Path | None = None, welcome: bool = False) -> int:
+    """Run until a signal; the exit code. 1 for what stops a start (said on stderr), 0 for an orderly end."""
+    path = presets_path(settings)
+    try:
+        config = read_config(path)
+    except BadConfig as error:
+        print(f"{path} has problems:\n{error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"Cannot read the presets file {path}: {error.strerror}", file=sys.stderr)
+        return 1
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings, config, model, welcome))
+    except (EngineError, ValueError) as error:
+        print(f"tempera: {error}", file=sys.stderr)
+        return 1
+
+
+async def _serve(settings: Settings, config: Config, model: Path | None, welcome: bool) -> int:
+    async with _engine(settings, config, model, welcome) as settings:
+        front = create_app(settings, config)
+        address = f"http://{settings.host}:{settings.port}"
+
+        def started() -> None:
+            if welcome:
+                print(_WELCOME.format(url=address, upstream=settings.upstream or "presets.yaml"), flush=True)
+            else:
+                _log.info("listening on %s, revision %s", address, config.revision)
+
+        server = make_server(front, settings, started)
+        await server.serve()
+        return 0 if server.started else 1
+
+
+@contextlib.asynccontextmanager
+async def _engine(settings: Settings, config: Config, model: Path | None, welcome: bool) -> AsyncIterator[Settings]:
+    """The settings with an upstream in them: the embedded engine's, unless one was given."""
+    if settings.upstream is not None or config.upstreams:
+        yield settings
+        return
+    if welcome:
+        print("Starting the embedded engine ...", flush=True)
+    engine = EmbeddedEngine(model)
+    url = await engine.start()
+    watching = asyncio.create_task(_say_death(engine))
+    try:
+        yield msgspec.structs.replace(settings, upstream=url, dialect="llama.cpp")
+    finally:
+        watching.cancel()
+        await engine.stop()
+
+
+async def _say_death(engine: EmbeddedEngine) -> None:
+    _log.error(
+        "the embedded engine died: %s. Requests get a 503 until the gateway is started again.", await engine.died
+    )
+
+
+_WELCOME = """
+  engine    {upstream}
+  gateway   {url}/v1      API docs: {url}/docs
+
+Try it:
+
+  curl {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "creative", "messages": [{{"role": "user", "content": "A haiku about rain."}}]}}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key="none")
+  print(client.chat.completions.create(model="creative",
+        messages=[{{"role": "user", "content": "A haiku about rain."}}]).choices[0].message.content)
+
+Ctrl-C ends everything.
+"""

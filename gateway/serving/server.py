@@ -1,0 +1,98 @@
+"""Running the gateway: uvicorn with uvloop and httptools, tuned for many small writes.
+
+Knows sockets, signals and the garbage collector; nothing about requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.protocol.errors import InvalidRequest
+from gateway.serving.app import Front
+from gateway.serving.ids import exchange_id
+from gateway.settings import Settings
+
+KEEP_ALIVE: Final = 75  # seconds; longer than a client's own pool keeps a connection
+_GC_THRESHOLD: Final = 50_000  # the objects of a request die by reference count: young collections find nothing
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with one change: what the parser refuses is answered in the same shape as every other error."""
+
+    def send_400_response(self, msg: str) -> None:
+        body = InvalidRequest("This is not an HTTP/1.1 request the parser understands.", code="invalid_http").body()
+        identifier = exchange_id().encode()
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            b"x-tempera-exchange: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (identifier, identifier, len(body), body)
+        )
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Says when it is listening, and flips readiness as soon as it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, front: Front, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._front, self._listening = front, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(_GC_THRESHOLD, 20, 100)
+            self._listening()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The loop's own handlers, so that stopping is an ordinary return: uvicorn would raise the signal again and end the
+        process before anything after it has run."""
+        loop = asyncio.get_running_loop()
+        stops = (signal.SIGINT, signal.SIGTERM)
+        for number in stops:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in stops:
+                loop.remove_signal_handler(number)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._front.state.draining = True
+        super().handle_exit(sig, frame)
+
+
+def make_server(front: Front, settings: Settings, started: Callable[[], None]) -> Server:
+    """A server that is not running yet; `await server.serve()` runs it until a signal."""
+    config = uvicorn.Config(
+        front,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    return Server(config, front, started)

@@ -1,0 +1,32 @@
+"""What all requests of one process share: the config in force, the engines, and where finished exchanges go.
+
+Reload swaps `config` and nothing else, so a request that has read it keeps the revision it began with. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gateway.log.exchange import RawExchange
+from gateway.policy.config import Config
+from gateway.policy.plan import Facts
+from gateway.serving.access import Access
+from gateway.serving.models import Models
+from gateway.serving.upstream import Pool
+from gateway.settings import Settings
+
+
+@dataclass(slots=True)
+class State:
+    """Owned by the event loop; nothing here is touched from another thread."""
+
+    settings: Settings
+    config: Config
+    facts: Facts
+    pools: Mapping[str, Pool]
+    models: Models
+    access: Access
+    offer: Callable[[RawExchange], None]
+    draining: bool = False
+    trouble: str | None = None  # why the last reload was refused
