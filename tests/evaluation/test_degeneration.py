@@ -55,7 +55,7 @@ def test_foreign_script(text, lang, expected):
         (GOOD_ZH, "zh", False),
         ("Sure, here.", "zh", False),  # below 30 characters nothing is judged
         (
-            "代码如下：\n```python\nprint('a line of English words')\n```\n运行它就能看到结果，它会把那句话原样打印出来。",
+            "代码如下：\n```python\nprint('a line of English words')\n```\n运行它就能看到结果，它会把那句话打印出来。",
             "zh",
             False,
         ),
