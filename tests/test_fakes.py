@@ -50,28 +50,33 @@ def test_chat_and_its_stream_say_the_same(engine: FakeEngine) -> None:
     client = client_of(engine)
     whole = client.chat.completions.create(model="beta", messages=ASK, logprobs=True, top_logprobs=3)
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason, whole.model) == (TEXT, "stop", "beta")
-    assert whole.usage is not None and whole.usage.completion_tokens == len(pieces(TEXT))
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == len(pieces(TEXT))
     entries = whole.choices[0].logprobs.content
-    assert entries and "".join(e.token for e in entries) == TEXT and {len(e.top_logprobs) for e in entries} == {3}
+    assert entries
+    assert "".join(e.token for e in entries) == TEXT
+    assert {len(e.top_logprobs) for e in entries} == {3}
     options: Any = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(client.chat.completions.create(model="beta", messages=ASK, **options))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == TEXT
     assert chunks[-2].choices[0].finish_reason == "stop"
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage.model_copy(
-        update={"prompt_tokens_details": None}
-    )
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage.model_copy(update={"prompt_tokens_details": None})
 
 
 def test_stream_bytes_are_vllms(engine: FakeEngine) -> None:
     status, headers, raw = post(engine, CHAT, {"messages": ASK, "stream": True})
     assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    assert TEXT.encode() not in raw and "\u2028".encode() in raw  # one token an event; never escaped
+    assert TEXT.encode() not in raw
+    assert "\u2028".encode() in raw
     events = events_of(raw)
-    assert events[-1] == "[DONE]" and "usage" not in events[-2]
+    assert events[-1] == "[DONE]"
+    assert "usage" not in events[-2]
     assert raw == post(engine, CHAT, {"messages": ASK, "stream": True})[2]
     plain = [post(engine, CHAT, {"messages": ASK})[2] for _ in range(2)]
-    assert plain[0] == plain[1] and TEXT.split()[0].encode() in plain[0]
+    assert plain[0] == plain[1]
+    assert TEXT.split()[0].encode() in plain[0]
 
 
 async def test_the_async_client_in_the_same_loop() -> None:
@@ -90,8 +95,10 @@ def test_completions(engine: FakeEngine) -> None:
     client = client_of(engine)
     cut = client.completions.create(model="alpha", prompt="Once", n=2, max_tokens=3, logprobs=2)
     assert [c.text for c in cut.choices] == ["".join(pieces(TEXT)[:3])] * 2
-    assert {c.finish_reason for c in cut.choices} == {"length"} and [c.index for c in cut.choices] == [0, 1]
-    assert cut.choices[0].logprobs is not None and cut.choices[0].logprobs.text_offset == [0, 1, 2]
+    assert {c.finish_reason for c in cut.choices} == {"length"}
+    assert [c.index for c in cut.choices] == [0, 1]
+    assert cut.choices[0].logprobs is not None
+    assert cut.choices[0].logprobs.text_offset == [0, 1, 2]
     assert len(cut.choices[0].logprobs.top_logprobs[0]) == 2
     many: Any = client.completions.create(model="alpha", prompt=["a", "b"], max_tokens=99, stream=True)
     texts = Counter[int]()
@@ -115,7 +122,8 @@ def test_responses(engine: FakeEngine) -> None:
     assert [e.sequence_number for e in events] == list(range(len(events)))
     assert events[-1].response.output_text == TEXT
     short = client.responses.create(model="alpha", input="Say it.", max_output_tokens=2)
-    assert short.status == "incomplete" and short.incomplete_details.reason == "max_output_tokens"
+    assert short.status == "incomplete"
+    assert short.incomplete_details.reason == "max_output_tokens"
 
 
 def test_messages(engine: FakeEngine) -> None:
@@ -127,12 +135,15 @@ def test_messages(engine: FakeEngine) -> None:
     assert [e["type"] for e in events[:2]] == ["message_start", "content_block_start"]
     assert [e["type"] for e in events[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
     assert "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta") == TEXT
-    assert raw.startswith(b"event: message_start\ndata: {") and raw.count(b"event: ") == len(events)
+    assert raw.startswith(b"event: message_start\ndata: {")
+    assert raw.count(b"event: ") == len(events)
     tool = {"name": "look", "input_schema": {"type": "object"}}
     called = json.loads(post(engine, "/v1/messages", body | {"tools": [tool]})[2])
-    assert called["content"][0]["name"] == "look" and called["stop_reason"] == "tool_use"
+    assert called["content"][0]["name"] == "look"
+    assert called["stop_reason"] == "tool_use"
     status, _, refused = post(engine, "/v1/messages", body | {"model": "gamma"})
-    assert status == 404 and json.loads(refused)["type"] == "error"
+    assert status == 404
+    assert json.loads(refused)["type"] == "error"
 
 
 def test_tools_are_called(engine: FakeEngine) -> None:
@@ -140,7 +151,8 @@ def test_tools_are_called(engine: FakeEngine) -> None:
     tools: Any = [{"type": "function", "function": {"name": "天气", "parameters": {"type": "object"}}}]
     whole = client.chat.completions.create(model="alpha", messages=ASK, tools=tools).choices[0]
     call: Any = (whole.message.tool_calls or [])[0]
-    assert whole.finish_reason == "tool_calls" and json.loads(call.function.arguments) == {"echo": "user: Say it."}
+    assert whole.finish_reason == "tool_calls"
+    assert json.loads(call.function.arguments) == {"echo": "user: Say it."}
     with client.chat.completions.stream(model="alpha", messages=ASK, tools=tools) as stream:
         final: Any = stream.get_final_completion().choices[0]
     assert final.message.tool_calls[0].id == call.id
@@ -151,7 +163,8 @@ def test_routes_without_sampling(engine: FakeEngine) -> None:
     client = client_of(engine)
     assert [(m.id, m.max_model_len) for m in client.models.list()] == [("alpha", 4096), ("beta", 4096)]
     one, two = client.embeddings.create(model="alpha", input=["a", "b"]).data
-    assert len(one.embedding) == 4 and one.embedding != two.embedding
+    assert len(one.embedding) == 4
+    assert one.embedding != two.embedding
     counted = json.loads(post(engine, "/tokenize", {"prompt": TEXT})[2])
     assert json.loads(post(engine, "/detokenize", {"tokens": counted["tokens"]})[2]) == {"prompt": TEXT}
     assert json.loads(post(engine, "/v1/messages/count_tokens", {"messages": ASK})[2])["input_tokens"] > 0
@@ -181,7 +194,8 @@ def test_refusals_are_vllms(engine: FakeEngine, body: Any, status: int, param: s
     assert got == status, raw
     if status != 200:
         error = json.loads(raw)["error"]
-        assert (error["code"], error["param"]) == (status, param) and set(error) == {"message", "type", "param", "code"}
+        assert (error["code"], error["param"]) == (status, param)
+        assert set(error) == {"message", "type", "param", "code"}
 
 
 def test_errors_of_the_framework_have_a_detail(engine: FakeEngine) -> None:
@@ -208,7 +222,8 @@ def test_text_follows_prompt_seed_and_temperature(engine: FakeEngine) -> None:
         said(messages=[{"role": "user", "content": "?"}]),
     ]
     assert len({texts[0] for texts in variants}) == 5
-    assert said(n=3)[0] == said()[0] and len(set(said(n=3))) == 3
+    assert said(n=3)[0] == said()[0]
+    assert len(set(said(n=3))) == 3
     engine.text = lambda body, i: f"{body['temperature']} {i}"
     assert said(n=2, temperature=1.25) == ["1.25 0", "1.25 1"]
 
@@ -219,13 +234,18 @@ def test_everything_that_arrives_is_recorded(engine: FakeEngine) -> None:
     post(engine, "/v1/models", b"", "GET")
     seen, listed = engine.requests
     assert (seen.method, seen.path, seen.query, seen.body) == ("POST", CHAT, "a=1", raw)
-    assert seen.json["x"] == 123456789012345678901234567890 and seen.header("Host") == f"127.0.0.1:{engine.port}"
-    assert seen.complete and seen.closed.wait(2) and seen.closed_at is not None and seen.connection != listed.connection
+    assert seen.json["x"] == 123456789012345678901234567890
+    assert seen.header("Host") == f"127.0.0.1:{engine.port}"
+    assert seen.complete
+    assert seen.closed.wait(2)
+    assert seen.closed_at is not None
+    assert seen.connection != listed.connection
     assert engine.generations == [seen]
     client = client_of(engine)
     for _ in range(2):
         client.chat.completions.create(model="alpha", messages=ASK)
-    assert engine.requests[-1].connection == engine.requests[-2].connection and not engine.requests[-1].closed.is_set()
+    assert engine.requests[-1].connection == engine.requests[-2].connection
+    assert not engine.requests[-1].closed.is_set()
     engine.forget()
     with pytest.raises(TimeoutError, match="0 of 1"):
         engine.wait(1, timeout=0.01)
@@ -243,16 +263,18 @@ async def test_a_client_that_leaves_is_noticed(stream: bool) -> None:
 
         task = asyncio.create_task(ask())
         [seen] = await engine.arrival()
-        assert engine.running == 1 and not await seen.left(0.1)
+        assert engine.running == 1
+        assert not await seen.left(0.1)
         task.cancel()
-        assert await seen.left() and not seen.complete
+        assert await seen.left()
+        assert not seen.complete
         assert engine.running == 0
         await client.close()
 
 
 async def test_a_slow_reader_holds_the_engine_back() -> None:
     async with FakeEngine(text="word " * 100_000, max_model_len=10**6) as engine:
-        reader, writer = await asyncio.open_connection("127.0.0.1", engine.port, limit=1024)
+        _reader, writer = await asyncio.open_connection("127.0.0.1", engine.port, limit=1024)
         body = json.dumps({"messages": ASK, "stream": True}).encode()
         writer.write(b"POST %b HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
         [seen] = await engine.arrival()
@@ -260,7 +282,8 @@ async def test_a_slow_reader_holds_the_engine_back() -> None:
         while sent != seen.sent:  # until it no longer grows
             sent = seen.sent
             await asyncio.sleep(0.2)
-        assert 0 < sent < 15_000_000 and not seen.complete  # of more than 20 MB
+        assert 0 < sent < 15_000_000
+        assert not seen.complete
         writer.transport.abort()
         assert await seen.left()
 
@@ -303,7 +326,8 @@ def surprise(engine: FakeEngine, n: int = 1500, **options: Any) -> tuple[float, 
         model="smollm2", messages=ASK, max_tokens=n, logprobs=True, top_logprobs=20, **options
     )
     entries: Any = reply.choices[0].logprobs.content
-    assert len(entries) == n and all(len(e.top_logprobs) == 20 for e in entries)
+    assert len(entries) == n
+    assert all(len(e.top_logprobs) == 20 for e in entries)
     assert {e.top_logprobs[0].token for e in entries} == {"a"}
     return sum(e.logprob for e in entries) / n, {e.token for e in entries}
 
@@ -387,11 +411,12 @@ def test_a_fault_keeps_to_its_path(engine: FakeEngine) -> None:
 def test_connections_that_fail(engine: FakeEngine, fault: Fault, raised: type[Exception], stream: bool) -> None:
     engine.fault = fault
     connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=0.3)
+    connection.request("POST", CHAT, json.dumps({"messages": ASK, "stream": stream}))
     with pytest.raises(raised):
-        connection.request("POST", CHAT, json.dumps({"messages": ASK, "stream": stream}))
         connection.getresponse().read()
     connection.close()
-    assert engine.requests[0].closed.wait(2) and not engine.requests[0].complete
+    assert engine.requests[0].closed.wait(2)
+    assert not engine.requests[0].complete
     engine.fault = None
     assert ask(engine)[0] == 200
 
@@ -411,12 +436,15 @@ def test_streams_that_are_odd_but_whole(engine: FakeEngine) -> None:
     assert ask(engine)[2].replace(b": keep-alive\n\n", b"") == plain != ask(engine)[2]
     engine.fault = Fault(error_after=3)
     *before, error, done = events_of(ask(engine)[2])
-    assert len(before) == 3 and error["error"]["code"] == 500 and done == "[DONE]"
+    assert len(before) == 3
+    assert error["error"]["code"] == 500
+    assert done == "[DONE]"
 
 
 def test_bombs(engine: FakeEngine) -> None:
     engine.fault = Fault(bomb=3_000_000)
     raw = ask(engine, stream=False)[2]
-    assert len(raw) > 3_000_000 and json.loads(raw)["choices"][0]["message"]["content"] == TEXT
+    assert len(raw) > 3_000_000
+    assert json.loads(raw)["choices"][0]["message"]["content"] == TEXT
     longest = max(ask(engine)[2].split(b"\n"), key=len)
     assert len(longest) >= 3_000_000

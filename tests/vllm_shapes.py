@@ -73,7 +73,7 @@ def number(body: Body, name: str, default: float) -> Any:
 
 
 def prompts_of(body: Body) -> list[str]:
-    """The prompts as text: one, but for lists of prompts (completions, embeddings) and of conversations (chat batch)."""
+    """The prompts as text: one, but for lists of prompts (completions, embeddings) and of conversations (batch)."""
     said = next((body[name] for name in ("prompt", "messages", "input") if body.get(name)), "")
     if isinstance(said, str):
         said = [said]
