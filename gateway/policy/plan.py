@@ -101,6 +101,8 @@ def plan(request: Request, config: Config, facts: Facts) -> Plan:
     out: dict[str, Any] = dict(fields)
     for name in _OWNED[request.protocol]:
         out.pop(name, None)
+    if "n" in out and bytes(out["n"]) == b"null":
+        del out["n"]  # vLLM refuses it on one route
     out["model"] = model.id
     out |= settled.fields
     if arm.system_prompt is not None:

@@ -92,11 +92,15 @@ def _only(fields: Mapping[str, str], *names: str) -> dict[str, str]:
 
 _ANTHROPIC: Final = ("temperature", "top_p", "top_k", "max_tokens", "stop")
 
-VLLM: Final = Dialect(name="vllm", fields={protocol: _fields(protocol) for protocol in _LIMIT})
+# Both engines drop every field of /v1/messages but Anthropic's own, without a word.
+VLLM: Final = Dialect(
+    name="vllm",
+    fields={protocol: _fields(protocol) for protocol in _LIMIT}
+    | {"messages": _only(_fields("messages"), *_ANTHROPIC)},
+)
 
 # llama.cpp applies temperature last unless told otherwise, and its own defaults for the rest would leak in as well.
-# Its repeat_last_n has no "all": -1 is refused, so the window is longer than any context here. /v1/messages drops
-# every field but Anthropic's own.
+# Its repeat_last_n has no "all": -1 is refused, so the window is longer than any context here.
 _LIKE_VLLM: Final = {
     "repeat_last_n": 1_000_000,
     "typical_p": 1,

