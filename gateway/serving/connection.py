@@ -1,13 +1,13 @@
 """One keep-alive HTTP/1.1 connection to an engine, and the reply being read from it.
 
-Knows bytes, the parser and the transport: framing, backpressure, what may be reused, when an exchange is overdue. Does not know
-addresses, the pool, retries, request heads, JSON or SSE: body bytes are handed over as they came.
+Knows bytes, the parser and the transport: framing, backpressure, what may be reused, when an exchange is overdue. Does
+not know addresses, the pool, retries, request heads, JSON or SSE: body bytes are handed over as they came.
 
 Rules it keeps:
-  - One exchange at a time. `reply` is set from `request()` until its last byte, and None at rest or once it failed.
-  - The parser appends body bytes to `parts` without a Python frame; the loop reads at most one buffer beyond HIGH_WATER.
-  - No timer per exchange: the hot path only sets `fresh`, and `check()`, called by the pool at each of its ticks, looks at the
-    clock. A deadline is therefore met up to one tick late, and never early.
+  - One exchange at a time: `reply` is set from `exchange()` to the last byte, and None at rest or once it failed.
+  - The parser appends body bytes to `parts` without a Python frame. At most HIGH_WATER and one read are held.
+  - No timer per exchange. The hot path only sets `fresh`; `check()`, called by the pool at each of its ticks, looks at
+    the clock. So a deadline is met up to one tick late, and never early.
   - A reply that is closed early takes its connection down with it at once: that is what stops the engine's work.
 """
 
@@ -27,7 +27,7 @@ MAX_HEAD = 64 * 1024  # bytes of status line and headers, and of framing between
 MAX_HEADERS = 256
 
 # Any other value would need decoding, and we asked for none.
-_PLAIN = {b"content-encoding": (b"identity", b""), b"transfer-encoding": (b"chunked",)}
+_PLAIN = ((b"content-encoding", (b"identity", b"")), (b"transfer-encoding", (b"chunked",)))
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ class Reply:
         raise self.error or UpstreamReset("the reply was closed before it was complete")
 
     def close(self) -> None:
-        """Give the connection back if the reply is complete, else abort it. May be called again, and while `read` waits."""
+        """Give the connection back if the reply is complete, else abort it: a waiting `read` raises. Idempotent."""
         connection = self._connection
         if connection is not None:
             self._connection = None
@@ -99,14 +99,14 @@ class Connection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.parts: list[bytes] = []
         self.on_body = self.parts.append  # the parser calls it directly
-        self.headers: list[tuple[bytes, bytes]] | None = None  # of the head being read; None outside a head
+        self.headers: list[tuple[bytes, bytes]] = []
         self.reply: Reply | None = None
         self.waiter: asyncio.Future[None] | None = None
-        self.used = self.began = self.fresh = self.interim = self.paused = self.until_eof = False
-        self.keep_alive = True
+        self.used = self.began = self.in_head = self.interim = self.until_eof = self.fresh = self.paused = False
+        self.keep_alive = self.gone = False
         self.unread = self.overhead = self.unsent = 0
         self.since = self.moved = 0.0
-        self.parser: HttpResponseParser | None = HttpResponseParser(self)
+        self.parser = HttpResponseParser(self)
 
     # What the pool calls.
 
@@ -114,7 +114,8 @@ class Connection(asyncio.Protocol):
         """Send one request and return its reply once the head is there. Raises UpstreamError, Stale included."""
         self.headers = []
         reply = self.reply = Reply(self, self.headers)
-        self.began = self.fresh = self.until_eof = False
+        self.in_head = True
+        self.began = self.fresh = False
         self.overhead = self.unsent = 0
         self.since = self.moved = self.loop.time()
         waiter = self.waiter = self.loop.create_future()
@@ -136,20 +137,21 @@ class Connection(asyncio.Protocol):
         """Fail the exchange if it is overdue. A body nobody reads is not: then the slow side is the client."""
         if self.reply is None:
             return
+        limits, late = self.timeouts, ""
         unsent = self.transport.get_write_buffer_size()
         if not unsent or unsent != self.unsent:
             self.unsent, self.moved = unsent, now
-        elif now - self.moved >= self.timeouts.write:
-            return self.fail(
-                UpstreamTimeout(f"engine {self.name} took no byte of the request for {self.timeouts.write:g} s")
-            )
+        elif now - self.moved >= limits.write:
+            late = f"took no byte of the request for {limits.write:g} s"
         if self.fresh or self.parts:
             self.fresh, self.since = False, now
-        elif self.headers is not None:
-            if now - self.since >= self.timeouts.headers:
-                self.fail(UpstreamTimeout(f"engine {self.name} sent no response within {self.timeouts.headers:g} s"))
-        elif now - self.since >= self.timeouts.idle:
-            self.fail(UpstreamTimeout(f"engine {self.name} sent nothing more for {self.timeouts.idle:g} s"))
+        elif self.in_head:
+            if now - self.since >= limits.headers:
+                late = f"sent no response within {limits.headers:g} s"
+        elif now - self.since >= limits.idle:
+            late = f"sent nothing more for {limits.idle:g} s"
+        if late:
+            self.fail(UpstreamTimeout(f"engine {self.name} {late}"))
 
     def fail(self, error: UpstreamError) -> None:
         """End the exchange, if there is one, with this error, and the connection with it."""
@@ -196,16 +198,16 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # in all but name: uvloop's are not subclasses
 
     def data_received(self, data: bytes) -> None:
-        parser = self.parser
-        if self.reply is None or parser is None:  # bytes nobody asked for
-            self.keep_alive = False
-            return self.transport.abort()
-        if self.headers is not None:
+        if self.reply is None:  # bytes nobody asked for
+            self.transport.abort()
+            return
+        if self.in_head:
             self.overhead += len(data)
         try:
-            parser.feed_data(data)
+            self.parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            return self._refuse(error)
+            self._refuse(error)
+            return
         if self.parts:
             self.fresh = True
             self.overhead = 0
@@ -217,10 +219,10 @@ class Connection(asyncio.Protocol):
         elif self.reply is None:
             self._wake()
         else:
-            if self.headers is None:
+            if not self.in_head:
                 self.overhead += len(data)
             if self.overhead > MAX_HEAD:
-                self._refuse(None)
+                self._refuse(HttpParserError(f"more than {MAX_HEAD} bytes without a piece of the body"))
 
     def eof_received(self) -> None:
         if self.until_eof and self.reply is not None:
@@ -230,62 +232,60 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.parser = None  # it refers back to this object
-        if self.reply is not None:
-            if self.used and not self.began:
-                self.fail(Stale(f"engine {self.name} closed the connection before it answered"))
-            else:
-                when = "before the reply was complete" if self.began else "before it answered"
-                self.fail(UpstreamReset(f"engine {self.name} closed the connection {when}"))
+        self.gone = True
+        del self.parser  # it refers back to this object
+        if self.used and not self.began:
+            self.fail(Stale(f"engine {self.name} closed the connection before it answered"))
+        else:
+            when = "the reply was complete" if self.began else "it answered"
+            self.fail(UpstreamReset(f"engine {self.name} closed the connection before {when}"))
         self.lost(self)
 
-    def _refuse(self, error: Exception | None) -> None:
+    def _refuse(self, error: Exception) -> None:
         """The bytes are not an HTTP response to this request; what came before them may still be read."""
-        if self.reply is None:  # surplus after a reply that is whole
-            self.keep_alive = False
-            self.transport.abort()
-            return self._wake()
-        cause = error.__context__ if error is not None else None
+        cause = error.__context__
         if not isinstance(cause, UpstreamInvalidResponse):
-            reason = str(error) if error is not None else f"more than {MAX_HEAD} bytes without a piece of the body"
-            cause = UpstreamInvalidResponse(f"engine {self.name} did not answer in HTTP/1.1: {reason}")
-        self.fail(cause)
+            cause = UpstreamInvalidResponse(f"engine {self.name} did not answer in HTTP/1.1: {error}")
+        self.fail(cause)  # or, if the reply was whole already, only the connection
 
-    # What the parser calls.
+    # What the parser calls. It turns whatever is raised here into a parse error with this as its context.
 
     def on_message_begin(self) -> None:
         if self.reply is None:
-            raise UpstreamInvalidResponse("surplus")  # ends the parse; the reply itself is whole
+            raise UpstreamInvalidResponse("surplus")
         self.began = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.headers is not None:  # else a trailer, which nobody reads
+        if self.in_head:  # else a trailer, which nobody reads
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        reply, headers, parser = self.reply, self.headers, self.parser
-        assert reply is not None and headers is not None and parser is not None
-        status = parser.get_status_code()
-        if status < 200:
-            self.interim = True
-            return headers.clear()
+        status, headers = self.parser.get_status_code(), self.headers
+        if not 100 <= status <= 599:
+            raise UpstreamInvalidResponse(f"engine {self.name} answered with status {status}")
         too_long = self.overhead > MAX_HEAD and sum(len(n) + len(v) + 4 for n, v in headers) > MAX_HEAD
         if too_long or len(headers) > MAX_HEADERS:
             raise UpstreamInvalidResponse(
-                f"engine {self.name} sent more than {MAX_HEADERS} headers or {MAX_HEAD} bytes of them"
+                f"engine {self.name} sent over {MAX_HEADERS} headers or {MAX_HEAD} bytes of them"
             )
-        framed = False
-        for name, value in headers:
-            plain = _PLAIN.get(name)
-            if plain is not None and value.strip().lower() not in plain:
-                raise UpstreamInvalidResponse(f"engine {self.name} sent {name.decode()}, which was not asked for")
-            framed = framed or name == b"content-length" or name == b"transfer-encoding"
-        self.keep_alive = parser.should_keep_alive()
+        names = dict(headers)
+        for coding, plain in _PLAIN:
+            if coding in names and any(n == coding and v.strip().lower() not in plain for n, v in headers):
+                raise UpstreamInvalidResponse(f"engine {self.name} sent a {coding.decode()} that was not asked for")
+        framed = b"content-length" in names or b"transfer-encoding" in names
+        if status < 200:
+            if framed:  # its body would become the beginning of the real one
+                raise UpstreamInvalidResponse(f"engine {self.name} sent a body with status {status}")
+            self.interim = True
+            headers.clear()
+            return
+        self.keep_alive = self.parser.should_keep_alive()
         self.until_eof = not framed
-        self.headers = None
+        self.in_head = False
         self.overhead = 0
         self.fresh = True
-        reply.status = status
+        if self.reply is not None:
+            self.reply.status = status
         self._wake()
 
     def on_message_complete(self) -> None:
@@ -296,5 +296,5 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         reply, self.reply = self.reply, None
-        assert reply is not None
-        reply.complete = True
+        if reply is not None:
+            reply.complete = True

@@ -1,10 +1,11 @@
 """The way to one engine: a pool of keep-alive HTTP/1.1 connections behind one callable, `Pool.send`.
 
-Knows addresses, the request head, reuse and retry, and is the border at which foreign exceptions become UpstreamError. Does not
-know JSON, presets, streams or clients, and follows nothing by itself: no proxies, redirects, cookies, content codings, HTTP/2.
+Knows addresses, the request head, reuse and retry, and is the border at which foreign exceptions become
+UpstreamError. Does not know JSON, presets, streams or clients, and follows nothing by itself: no proxies, redirects,
+cookies, content codings, HTTP/2.
 
-A request is sent once. The only second try: a connection taken from the pool died before a byte of the response, which is
-how an engine's own keep-alive expiry looks when it crosses a request on the wire.
+A request is sent once. The only second try: a connection taken from the pool died before a byte of the response,
+which is how an engine's own keep-alive expiry looks when it crosses a request on the wire.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Pool:
             b" HTTP/1.1\r\nHost: " + authority + b"\r\nAccept-Encoding: identity\r\n" + _authorization(api_key)
         )
         self._timeouts = limits = timeouts or Timeouts()
-        self._tick = min(1.0, min(limits.headers, limits.idle, limits.keepalive, limits.write) / 4)
+        shortest = min(limits.headers, limits.idle, limits.keepalive, limits.write)
+        self._tick = min(1.0, max(0.01, shortest / 4))
         self._max_idle = max_idle
         self._idle: list[Connection] = []  # the longest at rest first
         self._live: set[Connection] = set()
@@ -80,7 +82,8 @@ class Pool:
         """The reply, once its head has arrived. The caller closes it.
 
         Raises InvalidRequest (a path or header that would not survive as sent, or a header that is set here), and
-        UpstreamUnavailable, UpstreamTimeout, UpstreamReset, UpstreamInvalidResponse. Cancelling it drops the connection.
+        UpstreamUnavailable, UpstreamTimeout, UpstreamReset, UpstreamInvalidResponse. Cancelling it drops the
+        connection.
         """
         head = self._head(method, path, headers, body)
         connection = self._reuse()
@@ -106,17 +109,17 @@ class Pool:
     def _head(self, method: bytes, path: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
         if _PATH(path) is None:
             raise InvalidRequest("the path must start with / and hold no spaces or control characters", param="path")
-        if (
-            method == b"HEAD" or not method.isalpha()
-        ):  # a reply without the body its headers promise cannot be framed here
+        if not method.isalpha() or method == b"HEAD":  # whose replies promise a body and have none
             raise InvalidRequest("the method must be one word other than HEAD", param="method")
-        block, typed = b"", not body
+        pieces: list[bytes] = []
+        typed = not body
         for name, value in headers:
             lower = name.lower()
             if lower in self._own:
                 raise InvalidRequest(f"the header {lower.decode()} is set by the gateway itself", param=lower.decode())
             typed = typed or lower == b"content-type"
-            block += b"%b: %b\r\n" % (name, value)
+            pieces += (name, b": ", value, b"\r\n")
+        block = b"".join(pieces)
         # As many line ends as headers means that none came from inside a name or a value.
         if not block.count(b"\r") == block.count(b"\n") == len(headers) or b"\0" in block:
             raise InvalidRequest("a header holds a line break or NUL", param=_broken(headers))
@@ -147,7 +150,7 @@ class Pool:
         if self._closed:
             connection.transport.abort()
             raise self._unavailable("the gateway is shutting down")
-        if connection.parser is None:
+        if connection.gone:
             raise UpstreamReset(f"engine {self.name} closed the connection before it answered")
         self._live.add(connection)
         if self._timer is None:
@@ -156,7 +159,7 @@ class Pool:
 
     def _unavailable(self, reason: str) -> UpstreamUnavailable:
         # Spread, so that the clients of a restarting engine do not all come back in the same second.
-        return UpstreamUnavailable(f"engine {self.name}: {reason}", retry_after=random.randint(1, 5))
+        return UpstreamUnavailable(f"engine {self.name}: {reason}", retry_after=random.randint(1, 5))  # noqa: S311 not a secret
 
     def _at_rest(self, connection: Connection) -> None:
         if self._closed or len(self._idle) >= self._max_idle:
