@@ -97,16 +97,7 @@ def load(text: str, read_prompt: ReadPrompt) -> Config:
     if file is None:
         raise BadConfig(document.problems)
     prompts: dict[str, str] = {}
-
-    def prompt(path: Path, name: str | None) -> str | None:
-        if name is None:
-            return None
-        try:
-            prompts[name] = prompts.get(name) or read_prompt(name).strip()
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            document.report(path, f"cannot read the prompt {name!r}: {getattr(error, 'strerror', None) or error}")
-        return prompts.get(name)
-
+    prompt = _prompt_reader(document, prompts, read_prompt)
     presets = {
         name: Preset(
             name=name,
@@ -137,6 +128,24 @@ def load(text: str, read_prompt: ReadPrompt) -> Config:
         running=running,
         open_fields=frozenset(file.open_fields),
     )
+
+
+ReadOne = Callable[[Path, str | None], str | None]
+
+
+def _prompt_reader(document: Document, prompts: dict[str, str], read_prompt: ReadPrompt) -> ReadOne:
+    """Reads each prompt file once, into `prompts`; what cannot be read is reported at the key that names it."""
+
+    def prompt(path: Path, name: str | None) -> str | None:
+        if name is None:
+            return None
+        try:
+            prompts[name] = prompts.get(name) or read_prompt(name).strip()
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            document.report(path, f"cannot read the prompt {name!r}: {getattr(error, 'strerror', None) or error}")
+        return prompts.get(name)
+
+    return prompt
 
 
 def _check_names(document: Document) -> PresetsFile | None:
@@ -177,7 +186,7 @@ def _trial(
     name: str,
     experiment: Experiment,
     presets: Mapping[str, Preset],
-    prompt: Callable[[Path, str | None], str | None],
+    prompt: ReadOne,
 ) -> Trial | None:
     path: Path = ("experiments", name)
     for key, message in problems(experiment):

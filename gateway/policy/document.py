@@ -1,4 +1,5 @@
-"""A YAML text as plain values with the line of every key, and strict conversion that collects all problems instead of stopping at the first.
+"""A YAML text as plain values with the line of every key, and strict conversion that collects all problems instead of
+stopping at the first.
 
 Booleans are `true` and `false` only, as in YAML 1.2: `log: off` is a word. Knows nothing about presets or files.
 """
@@ -81,7 +82,8 @@ class Document:
         return result
 
     def convert(self, value: Any, kind: Any, path: Path = ()) -> Any:
-        """`value` as `kind` (a struct, `dict[str, X]` or anything msgspec converts), or None after reporting what is wrong.
+        """`value` as `kind` (a struct, `dict[str, X]` or anything msgspec converts), or None after reporting what is
+        wrong.
 
         A struct comes back only if all of its fields are right; the other problems below it are reported all the same.
         """

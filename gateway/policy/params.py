@@ -155,9 +155,8 @@ def resolve(guard: Guard, asked: Mapping[str, Value], context: int | None = None
             values[name] = choice
     hot = guard.hot
     if hot is not None and values["temperature"] > hot.above:  # type: ignore[operator]
-        for name, value in hot.values.items():
-            if name not in asked and guard.rules.get(name, _FREE).pin is None:
-                values[name] = value
+        pinned = {name for name, rule in guard.rules.items() if rule.pin is not None}
+        values |= {name: value for name, value in hot.values.items() if name not in asked and name not in pinned}
     return Effective(values, tuple(changed), dict(asked))
 
 

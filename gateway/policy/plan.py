@@ -14,52 +14,16 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from gateway.policy import fences, prompts
+from gateway.policy.choice import Facts, Request, choose
 from gateway.policy.config import Config
-from gateway.policy.experiments import Allocation, Assignment, UnitKind, assign, choose_unit
+from gateway.policy.experiments import Assignment, assign, choose_unit
 from gateway.policy.params import CHOICES, PARAMS, UNJUDGED, Adjustment, Effective, Guard, Value, resolve
 from gateway.policy.presets import Arm, Preset
 from gateway.protocol import envelope, structured
 from gateway.protocol.dialects import ASKED, Dialect, Protocol
-from gateway.protocol.errors import Forbidden, InvalidRequest, NotFound, UpstreamUnavailable
+from gateway.protocol.errors import Forbidden, InvalidRequest
 
 Header = tuple[bytes, bytes]
-
-
-class Request(Struct, frozen=True, kw_only=True):
-    """What a client sent, as far as a plan depends on it.
-
-    `units` are its identifiers; the key's rules come from access.
-    """
-
-    protocol: Protocol
-    path: str
-    fields: envelope.Fields
-    preset: str | None = None  # the X-Preset header
-    units: Mapping[UnitKind, str | None] = {}  # X-Unit-Id and the conversation header; body fields are read here
-    key_preset: str | None = None
-    key_presets: frozenset[str] | None = None  # None: all
-
-
-class Model(Struct, frozen=True):
-    """One entry of an engine's model list; `context` is max_model_len in tokens, where the engine says it."""
-
-    id: str
-    context: int | None = None
-
-
-class Engine(Struct, frozen=True):
-    """An upstream as far as a plan depends on it. `models` is empty until the engine has been reached."""
-
-    dialect: Dialect
-    models: tuple[Model, ...] = ()
-
-
-class Facts(Struct, frozen=True):
-    """What the process knows. The first engine is the default one."""
-
-    engines: Mapping[str, Engine]
-    pepper: str = ""
-    allocations: Mapping[str, Allocation] = {}
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -98,13 +62,7 @@ def plan(request: Request, config: Config, facts: Facts) -> Plan:
     assignment, arm = _assign(request, config, facts, preset)
     asked = ask(request.protocol, fields, arm.guard)
     settled = _settle(arm, engine.dialect, request.protocol, tuple(asked.items()), model.context)
-    out: dict[str, Any] = dict(fields)
-    for name in _OWNED[request.protocol]:
-        out.pop(name, None)
-    if "n" in out and bytes(out["n"]) == b"null":
-        del out["n"]  # vLLM refuses it on one route
-    out["model"] = model.id
-    out |= settled.fields
+    out = _rewritten(request.protocol, fields, model.id, settled)
     if arm.system_prompt is not None:
         out |= prompts.merge(request.protocol, fields, arm.system_prompt)
     usage = _ask_usage(request.protocol, fields, stream)
@@ -133,7 +91,9 @@ def plan(request: Request, config: Config, facts: Facts) -> Plan:
 
 
 def ask(protocol: Protocol, fields: envelope.Fields, guard: Guard) -> dict[str, Value]:
-    """What the client asks of the parameters, under our names; null means not asked. Raises OutOfRange outside a domain.
+    """What the client asks of the parameters, under our names; null means not asked.
+
+    Raises OutOfRange outside a domain.
 
     Seed and stop are read only where the preset has a rule for them.
     """
@@ -159,6 +119,18 @@ def ask(protocol: Protocol, fields: envelope.Fields, guard: Guard) -> dict[str, 
 _OWNED: Final[Mapping[Protocol, tuple[str, ...]]] = {
     protocol: ("preset", *(field for name in PARAMS for field in names[name])) for protocol, names in ASKED.items()
 }
+
+
+def _rewritten(protocol: Protocol, fields: envelope.Fields, model: str, settled: Settled) -> dict[str, Any]:
+    """The client's fields with ours in the place of every one the gateway decides."""
+    out: dict[str, Any] = dict(fields)
+    for name in _OWNED[protocol]:
+        out.pop(name, None)
+    if "n" in out and bytes(out["n"]) == b"null":
+        del out["n"]  # vLLM refuses it on one route
+    out["model"] = model
+    out |= settled.fields
+    return out
 
 
 def _frozen(value: Any) -> Value:
@@ -192,81 +164,6 @@ def _settle(
     if told:
         headers.append((b"x-tempera-adjusted", structured.adjustments(told).encode()))
     return Settled(effective, fields, tuple(headers))
-
-
-def choose(request: Request, config: Config, facts: Facts) -> tuple[Preset, str, Model]:
-    """Preset, upstream and engine model.
-
-    Body, header, model name, key, default: the first one that names a preset wins.
-    """
-    name = _string(request.fields, "model")
-    default_upstream = next(iter(facts.engines))
-    found: tuple[str, Model] | None = None
-    by_model: str | None = None
-    if name is not None:
-        if name in config.presets:
-            by_model = name
-        else:
-            found = _find(name, facts)
-            if found is None:
-                base, colon, suffix = name.rpartition(":")
-                found = _find(base, facts) if colon else None
-                if found is None:
-                    raise _unknown_model(name, config, facts)
-                by_model = suffix
-    chosen = _string(request.fields, "preset") or request.preset or by_model or request.key_preset or config.default
-    preset = config.presets.get(chosen)
-    if preset is None:
-        raise NotFound(
-            f"There is no preset {chosen[:80]!r}; there are: {', '.join(config.presets)}.",
-            code="preset_not_found",
-            param="preset",
-        )
-    if found is not None:
-        return preset, *found
-    upstream = preset.file.upstream or default_upstream
-    models = facts.engines[upstream].models
-    if not models:
-        raise _never_reached()
-    wanted = preset.file.model
-    model = next((m for m in models if m.id == wanted), None) if wanted else models[0]
-    if model is None:
-        raise NotFound(
-            f"The preset {preset.name!r} wants the model {wanted!r}, which the engine does not have.",
-            code="model_not_found",
-            param="model",
-        )
-    return preset, upstream, model
-
-
-def _find(name: str, facts: Facts) -> tuple[str, Model] | None:
-    for upstream, engine in facts.engines.items():
-        for model in engine.models:
-            if model.id == name:
-                return upstream, model
-    return None
-
-
-def _unknown_model(name: str, config: Config, facts: Facts) -> NotFound | UpstreamUnavailable:
-    if not any(engine.models for engine in facts.engines.values()):
-        return _never_reached()
-    known = [model.id for engine in facts.engines.values() for model in engine.models] + list(config.presets)
-    return NotFound(
-        f"There is no model {name[:80]!r}; there are: {', '.join(known)}.", code="model_not_found", param="model"
-    )
-
-
-def _never_reached() -> UpstreamUnavailable:
-    return UpstreamUnavailable("The engine has not been reached yet, so its models are not known.", retry_after=1)
-
-
-def _string(fields: envelope.Fields, name: str) -> str | None:
-    if name not in fields:
-        return None
-    value = envelope.value(fields, name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidRequest(f"{name} must be a string; got {envelope.show(value)}.", code="invalid_type", param=name)
-    return value or None
 
 
 def _stream(fields: envelope.Fields) -> bool:

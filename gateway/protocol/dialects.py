@@ -95,8 +95,7 @@ _ANTHROPIC: Final = ("temperature", "top_p", "top_k", "max_tokens", "stop")
 # Both engines drop every field of /v1/messages but Anthropic's own, without a word.
 VLLM: Final = Dialect(
     name="vllm",
-    fields={protocol: _fields(protocol) for protocol in _LIMIT}
-    | {"messages": _only(_fields("messages"), *_ANTHROPIC)},
+    fields={protocol: _fields(protocol) for protocol in _LIMIT} | {"messages": _only(_fields("messages"), *_ANTHROPIC)},
 )
 
 # llama.cpp applies temperature last unless told otherwise, and its own defaults for the rest would leak in as well.

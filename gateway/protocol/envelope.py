@@ -102,7 +102,10 @@ def deeper_than(body: bytes, depth: int) -> bool:
 
 
 def _brackets_over(body: bytes, most: int) -> bool:
-    """Whether there are more opening brackets than `most`. `find` is memchr; `count` looks at every byte and costs 20 times that."""
+    """Whether there are more opening brackets than `most`.
+
+    `find` is memchr; `count` looks at every byte and costs 20 times that.
+    """
     found = 0
     for bracket in (b"{", b"["):
         at = body.find(bracket)

@@ -68,8 +68,8 @@ def _event(block: bytes) -> Event | None:
 
 
 class Gate:
-    """Lets whole events through and holds the last, unfinished one back, so that a stream that breaks off never leaves half
-    an event with the client. Optionally takes out the usage event that the gateway itself asked for.
+    """Lets whole events through and holds the last, unfinished one back, so that a stream that breaks off never
+    leaves half an event with the client. Optionally takes out the usage event that the gateway itself asked for.
 
     A stream whose writes end at event borders is never delayed, and every byte that is let through is the engine's own.
     """
@@ -116,7 +116,10 @@ def _only_usage(event: bytes) -> bool:
 
 
 def error_event(body: bytes, named: bool) -> bytes:
-    """An error envelope as the last event of a stream; `named` for the protocols whose clients dispatch on the event's name."""
+    """An error envelope as the last event of a stream.
+
+    `named` for the protocols whose clients dispatch on the event's name.
+    """
     return (b"event: error\n" if named else b"") + b"data: " + body + b"\n\n"
 
 

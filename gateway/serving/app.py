@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.log.exchange import RawExchange
+from gateway.policy.choice import Engine, Facts
 from gateway.policy.config import Config, Upstream, load
-from gateway.policy.plan import Engine, Facts
 from gateway.protocol.dialects import DIALECTS
 from gateway.serving.access import Access
 from gateway.serving.api import create_api

@@ -1,4 +1,6 @@
-"""Prometheus metrics of the data path. Labels come from the config and from fixed tables, never from a client, so their number is bounded.
+"""Prometheus metrics of the data path.
+
+Labels come from the config and from fixed tables, never from a client, so their number is bounded.
 
 Knows what an exchange says of itself; reads no bodies.
 """

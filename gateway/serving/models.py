@@ -1,4 +1,5 @@
-"""Which models the engines have: asked at the start, again now and then, and at once when a client names one that is not known.
+"""Which models the engines have: asked at the start, again now and then, and at once when a client names one that is
+not known.
 
 Keeps Facts up to date; a miss asks at most once a second however many clients miss, and all of them wait for the same
 answer. Knows the shape of both engines' /v1/models; decides nothing.
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.policy.plan import Engine, Facts, Model
+from gateway.policy.choice import Engine, Facts, Model
 from gateway.protocol.errors import UpstreamError
 from gateway.serving.upstream import Pool
 

@@ -127,7 +127,7 @@ class Turn:
             self.exchange.outcome = "client_disconnect"
             if not self._gone:
                 raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - the last resort: one request fails, with its id in the log
             _log.exception("exchange %s failed", self.id)
             await self._fail(Internal(f"The gateway failed on this request; its log has exchange {self.id}."))
         finally:

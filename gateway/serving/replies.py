@@ -44,8 +44,10 @@ def check_json(body: bytes) -> None:
 
 
 def engine_error(status: int, headers: Headers, body: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """Body and headers for an engine's error status. Its own error object passes through byte for byte; anything else is put
-    into the OpenAI shape. Raises UpstreamAuth for a 401 or 403: the client's key is not at fault there.
+    """Body and headers for an engine's error status.
+
+    Its own error object passes through byte for byte; anything else is put into the OpenAI shape. Raises UpstreamAuth
+    for a 401 or 403: the client's key is not at fault there.
     """
     if status in (401, 403):
         raise UpstreamAuth("The engine refused the gateway's key to it; the operator must set the right one.")

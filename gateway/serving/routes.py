@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from gateway.policy.plan import Facts, Plan, Request, choose, plan
+from gateway.policy.choice import Facts, Request, choose
+from gateway.policy.plan import Plan, plan
 from gateway.protocol import envelope
 from gateway.protocol.dialects import PATHS, Protocol
 from gateway.protocol.errors import (

@@ -59,8 +59,9 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The loop's own handlers, so that stopping is an ordinary return: uvicorn would raise the signal again and end the
-        process before anything after it has run."""
+        """The loop's own handlers, so that stopping is an ordinary return: uvicorn would raise the signal again and
+        end the process before anything after it has run.
+        """
         loop = asyncio.get_running_loop()
         stops = (signal.SIGINT, signal.SIGTERM)
         for number in stops:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gateway.log.exchange import RawExchange
+from gateway.policy.choice import Facts
 from gateway.policy.config import Config
-from gateway.policy.plan import Facts
 from gateway.serving.access import Access
 from gateway.serving.models import Models
 from gateway.serving.upstream import Pool

