@@ -315,7 +315,12 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.engine._open.discard(self)
         if self.task:
+            self.task.add_done_callback(self.say_closed)  # when the work has really stopped
             self.task.cancel()
+        else:
+            self.say_closed()
+
+    def say_closed(self, _: object = None) -> None:
         for seen in self.seen:
             seen.closed_at = time.monotonic()
             seen.closed.set()

@@ -300,8 +300,8 @@ def response(body: Body, rid: str, choices: list[Choice], n_prompt: int, status:
     out |= {"incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None}
     out |= {"output": [item] if ended else [], "usage": spent if ended else None, "background": False, "user": None}
     out |= {
-        "temperature": number(body, "temperature", 1.0),
-        "top_p": number(body, "top_p", 1.0),
+        "temperature": float(number(body, "temperature", 1)),
+        "top_p": float(number(body, "top_p", 1)),
         "tools": body.get("tools") or [],
     }
     out |= {name: body.get(name) for name in ("instructions", "max_output_tokens", "metadata", "previous_response_id")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -41,12 +42,7 @@ def test_nothing_adjusted_nothing_told(fake: Target, stream: bool) -> None:
 def test_rejecting_presets_refuse_what_clamping_ones_adjust(fake: Target, engine: FakeEngine) -> None:
     refused = fake.chat(model="strict", temperature=1.4)
     error = refused.error
-    assert (refused.status, error["type"], error["code"], error["param"]) == (
-        400,
-        "invalid_request_error",
-        "out_of_range",
-        "temperature",
-    )
+    assert (refused.status, error["type"], error["param"]) == (400, "invalid_request_error", "temperature")
     assert all(word in error["message"] for word in ("temperature", "1.4", "0.1", "0.5"))
     assert refused.headers["x-tempera-preset"] == "strict"
     assert not engine.generations
@@ -112,29 +108,28 @@ def test_zero_is_a_value(fake: Target, engine: FakeEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "asked", "sent"),
+    ("preset", "asked", "sent", "by"),
     [
-        ("balanced", {}, None),
-        ("summarization", {}, 1024),
-        ("customer-service", {}, 512),
-        ("summarization", {"max_tokens": 100}, 100),
-        ("summarization", {"max_completion_tokens": 100}, 100),
-        ("customer-service", {"max_tokens": 4000}, 2048),
-        ("customer-service", {"max_completion_tokens": 4000}, 2048),
-        ("balanced", {"max_tokens": 9000}, 8192),
+        ("balanced", {}, None, None),
+        ("summarization", {}, 1024, None),
+        ("customer-service", {}, 512, None),
+        ("summarization", {"max_tokens": 100}, 100, None),
+        ("summarization", {"max_completion_tokens": 100}, 100, None),
+        ("customer-service", {"max_tokens": 4000}, 2048, "bound"),
+        ("customer-service", {"max_completion_tokens": 4000}, 2048, "bound"),
+        ("balanced", {"max_tokens": 9000}, 8192, "cap"),
     ],
 )
 def test_max_tokens_has_two_names_and_is_one(
-    fake: Target, engine: FakeEngine, preset: str, asked: dict[str, int], sent: int | None
+    fake: Target, engine: FakeEngine, preset: str, asked: dict[str, int], sent: int | None, by: str | None
 ) -> None:
     reply = fake.chat(model=preset, **asked)
     got = engine.generations[0].json
     names = [name for name in ("max_tokens", "max_completion_tokens") if got.get(name) is not None]
     assert [got[name] for name in names] == ([] if sent is None else [sent])
     assert reply.params.get("max_tokens") == sent
-    changed = [value for value in asked.values() if value != sent]
-    told = reply.headers.get("x-tempera-adjusted")
-    assert told == (f"max_tokens=({changed[0]} {sent});by=bound" if changed else None)
+    told = f"max_tokens=({next(iter(asked.values()))} {sent});by={by}" if by else None
+    assert reply.headers.get("x-tempera-adjusted") == told
 
 
 def test_responses_and_messages_have_their_own_names(fake: Target, engine: FakeEngine) -> None:
@@ -210,12 +205,9 @@ def test_a_model_the_engine_learns_later_is_found(fake: Target, engine: FakeEngi
     before = engine.models
     engine.models = (*before, "fresh")
     try:
-        # The list is read again on a miss, at most once a second: another test's miss may have been just now.
-        reply = next(
-            r
-            for _ in range(100)
-            if (r := fake.chat(model="fresh")).status == 200 or r.json["error"]["code"] != "model_not_found"
-        )
+        end = time.monotonic() + 10  # the list is read again on a miss, at most once a second
+        while (reply := fake.chat(model="fresh")).status == 404 and time.monotonic() < end:
+            time.sleep(0.1)
         assert (reply.status, engine.generations[-1].json["model"]) == (200, "fresh")
     finally:
         engine.models = before
@@ -263,3 +255,7 @@ def test_wide_numbers_in_headers_are_strings(fake: Target) -> None:
     item = next(i for i in reply.headers["x-tempera-params"].split(", ") if i.startswith("temperature="))
     assert item == 'temperature="0.12345"'
     assert json.loads(json.dumps(reply.params))
+
+
+def test_thinking_may_be_switched(fake: Target) -> None:
+    assert fake.chat(model="balanced", chat_template_kwargs={"enable_thinking": False}).status == 200

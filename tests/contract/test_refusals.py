@@ -23,14 +23,14 @@ MESSAGES = b'"messages":[{"role":"user","content":"Hi"}]'
 
 @pytest.fixture(autouse=True)
 def next_request_works(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every refusal the gateway serves, and the engine has seen nothing but that."""
+    """After every refusal the gateway serves, and until then the engine has seen nothing."""
+    names = request.fixturenames
+    good: Target = request.getfixturevalue("target" if "target" in names else "fake")
+    engine: FakeEngine | None = request.getfixturevalue("engine") if "engine" in names else None
     yield
-    name = "target" if "target" in request.fixturenames else "fake"
-    good: Target = request.getfixturevalue(name)
+    if engine:
+        assert [seen.path for seen in engine.requests if seen.path != "/v1/models"] == []
     assert good.chat(model="balanced", max_tokens=4).status == 200
-    if "engine" in request.fixturenames:
-        engine: FakeEngine = request.getfixturevalue("engine")
-        assert len(engine.requests) == len([seen for seen in engine.requests if seen.path == "/v1/models"]) + 1
 
 
 def chat_with(target: Target, member: bytes) -> Reply:
@@ -131,10 +131,6 @@ def test_media_by_url_is_fenced(fake: Target, engine: FakeEngine) -> None:
     assert (reply.status, reply.error["type"]) == (400, "invalid_request_error")
 
 
-def test_thinking_may_be_switched(fake: Target) -> None:
-    assert fake.chat(model="balanced", chat_template_kwargs={"enable_thinking": False}).status == 200
-
-
 @pytest.mark.parametrize(
     ("body", "word"),
     [
@@ -163,15 +159,6 @@ def test_bodies_that_are_not_requests(target: Target, body: bytes, word: str) ->
     assert word.lower() in error["message"].lower()
 
 
-def test_depth_64_and_inner_duplicates_pass(fake: Target) -> None:
-    """Depth counts from the outer object; what stands inside a value is the engine's to read."""
-    deep = b'{"model":"balanced",' + MESSAGES + b',"x":' + b"[" * 63 + b"]" * 63 + b"}"
-    assert fake.send(CHAT, deep).status == 200
-    brackets = json.dumps({"model": "balanced", "messages": [{"role": "user", "content": "[{" * 1000}]})
-    assert fake.send(CHAT, brackets.encode()).status == 200
-    assert chat_with(fake, b'"metadata":{"a":1,"a":2}').status == 200
-
-
 def test_twenty_megabytes(target: Target) -> None:
     """The official client must be able to read the refusal, though it is still sending."""
     long: Any = [{"role": "user", "content": "x" * 20_000_000}]
@@ -190,20 +177,6 @@ def test_twenty_megabytes_of_unknown_length(target: Target) -> None:
         connection.request("POST", CHAT, pieces, {"transfer-encoding": "chunked"}, encode_chunked=True)
     reply = connection.getresponse()
     assert (reply.status, json.loads(reply.read())["error"]["code"]) == (413, "body_too_large")
-    connection.close()
-
-
-def test_a_chunked_body_is_read(fake: Target) -> None:
-    connection = http.client.HTTPConnection(fake.url.removeprefix("http://"), timeout=60)
-    connection.request(
-        "POST",
-        CHAT,
-        iter([b'{"model":"creative",', MESSAGES + b"}"]),
-        {"transfer-encoding": "chunked"},
-        encode_chunked=True,
-    )
-    reply = connection.getresponse()
-    assert (reply.status, reply.getheader("x-tempera-preset")) == (200, "creative")
     connection.close()
 
 
@@ -226,7 +199,6 @@ def test_compressed_bodies(target: Target) -> None:
         ("GET", "/v1/../metrics/x", 404),
         ("POST", "/v1/chat/completions/", 404),
         ("POST", "/v1/chat/completions/../../../invocations", 404),
-        ("POST", "/v1/chat%2fcompletions", 404),
         ("POST", "//v1/chat/completions", 404),
         ("POST", "/v1/responses/../chat/completions/cancel", 404),
         ("GET", "/v1/chat/completions", 405),
