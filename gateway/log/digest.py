@@ -1,0 +1,120 @@
+"""RawExchange -> Row: what the sample log keeps of one exchange.
+
+Leaves out what the preset's log mode leaves out and takes secrets out. Pure and total. Knows nothing about databases,
+threads or files, and nothing about protocols (reading does).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+
+from gateway.log.exchange import RawExchange
+from gateway.log.reading import MESSAGE_LIMIT, cut, read_messages, read_reply
+from gateway.log.row import COLUMNS, JSON_COLUMNS, Row
+from gateway.policy.experiments import bucket
+
+Redact = Callable[[str], str]
+
+REDACTED: Final = "[redacted]"
+_NAME: Final = 128  # characters kept of what an engine or a client calls something: such columns are indexed
+_encoder = msgspec.json.Encoder()
+
+
+def kept(exchange: RawExchange, share: float) -> bool:
+    """Whether a preset that logs this share of its exchanges logs this one, by a hash of its id.
+
+    Exchanges of an experiment are always kept: its analysis needs every unit.
+    """
+    if share >= 1 or (exchange.plan is not None and exchange.plan.assignment is not None):
+        return True
+    return bucket("log", "share", exchange.id) < share
+
+
+def digest(exchange: RawExchange, redact: Redact | None = None, limit: int = MESSAGE_LIMIT) -> Row:
+    """The row of an exchange; `limit` is how many bytes of a message are kept.
+
+    A request refused before it had a plan keeps no content: nobody knows what its preset's log mode would have been.
+    """
+    plan = exchange.plan
+    reply = read_reply(exchange)
+    messages, text, truncated = None, None, False
+    if plan is not None and plan.log == "full":
+        messages, truncated = read_messages(exchange.request, limit)
+        text, short = cut(reply.text, limit) if reply.texts else (None, False)
+        truncated = truncated or short or exchange.cut
+    assignment = plan.assignment if plan else None
+    row = Row(
+        id=exchange.id,
+        response_id=_name(reply.response_id),
+        time=exchange.time,
+        protocol=exchange.protocol,
+        preset=plan.preset if plan else None,
+        revision=plan.revision if plan else None,
+        experiment=assignment.experiment if assignment else None,
+        variant=assignment.variant if assignment else None,
+        unit=assignment.unit if assignment else None,
+        unit_kind=assignment.unit_kind if assignment else None,
+        asked=_json(plan.effective.asked) if plan else None,
+        effective=_json(plan.effective.values) if plan else None,
+        adjustments=_json(plan.effective.adjustments) if plan else None,
+        messages=messages,
+        text=text,
+        finish_reason=_name(reply.finish_reason),
+        usage=_json(reply.usage) if reply.usage else None,
+        ttft_ms=None if exchange.ttft is None else round(exchange.ttft * 1000, 3),
+        duration_ms=round(exchange.duration * 1000, 3),
+        outcome=exchange.outcome,
+        key=_name(exchange.key),
+        truncated=truncated,
+        request_id=exchange.request_id,
+    )
+    return _clean(row, redact)
+
+
+_NUL: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+def _clean(row: Row, redact: Redact | None) -> Row:
+    """No NUL (PostgreSQL holds none), neither plain nor written in JSON, and nothing that `redact` takes out."""
+    changed = {}
+    for name in COLUMNS:
+        value = getattr(row, name)
+        if not isinstance(value, str):
+            continue
+        clean = value
+        if name in JSON_COLUMNS:
+            if "\\u0000" in clean:
+                clean = _NUL.sub(r"\1\\ufffd", clean)
+        elif "\0" in clean:
+            clean = clean.replace("\0", "\ufffd")
+        if redact is not None:
+            clean = redact(clean)
+        if clean is not value:
+            changed[name] = clean
+    return msgspec.structs.replace(row, **changed) if changed else row
+
+
+def redactor(secrets: Iterable[str], pattern: str | None = None) -> Redact:
+    """A function that writes `[redacted]` over each of `secrets` and over every match of the regular expression."""
+    known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
+    compiled = re.compile(pattern) if pattern else None
+
+    def redact(text: str) -> str:
+        for secret in known:
+            if secret in text:
+                text = text.replace(secret, REDACTED)
+        return compiled.sub(REDACTED, text) if compiled else text
+
+    return redact
+
+
+def _name(text: str | None) -> str | None:
+    return text[:_NAME] if text else text
+
+
+def _json(value: Any) -> str:
+    return _encoder.encode(value).decode()

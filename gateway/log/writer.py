@@ -1,0 +1,222 @@
+"""The sample log of a process: exchanges in, rows out, and never a wait for whoever offers.
+
+`offer` appends to a queue that is bounded in bytes. The writer thread turns exchanges into rows in small slices, so
+that a token never waits for the interpreter longer than a slice, and hands them to the loader in batches. A row is in
+the database or in the spool at the latest two intervals after its exchange was offered: that is what a `kill -9` can
+cost. Knows nothing about SQL.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+import msgspec
+
+from gateway.log import retention, store
+from gateway.log.digest import Redact, digest, kept
+from gateway.log.exchange import RawExchange
+from gateway.log.loader import Batch, Loader
+from gateway.log.reading import MESSAGE_LIMIT
+from gateway.log.row import Item, Row, Snapshot
+from gateway.log.spool import Spool
+
+_MB: Final = 1024 * 1024
+_SLICE: Final = 0.0005  # seconds of work, and of rest, at a time
+_logger = logging.getLogger(__name__)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may set. `interval` and `sync_every` are seconds, limits are bytes."""
+
+    data_dir: Path
+    database_url: str | None = None  # None: SQLite in data_dir
+    interval: float = 0.1
+    batch: int = 500
+    message_limit: int = MESSAGE_LIMIT
+    queue_limit: int = 32 * _MB
+    spool_limit: int = 1024 * _MB
+    sync_every: float = 1.0
+    retention_days: float | None = None  # None: rows are kept for ever
+
+
+class Log:
+    """The log of one process; `engine` is for queries. `offer` is for one thread, the event loop's."""
+
+    def __init__(self, options: Options, redact: Redact | None = None) -> None:
+        self.engine = store.connect(options.database_url or store.default_url(options.data_dir))
+        options.data_dir.mkdir(parents=True, exist_ok=True)
+        spool = options.data_dir / "spool"
+        self._loader = Loader(
+            self.engine,
+            Spool(spool, options.spool_limit),
+            spool,
+            batch=options.batch,
+            memory=options.queue_limit,
+        )
+        if options.retention_days is not None:
+            self._loader.chores.append(retention.chore(self.engine, options.retention_days))
+        self._options = options
+        self._redact = redact
+        self._queue: SimpleQueue[tuple[int, RawExchange | Snapshot] | None] = SimpleQueue()
+        self._closed = False
+        # Changed by the offering thread only:
+        self._offered = self._put_in = self._bytes_in = 0
+        self._refused: Counter[str] = Counter()
+        # Changed by the writer thread only:
+        self._taken = self._bytes_out = self._handed = self._unreadable = 0
+        self._reading = False
+        self._items: list[Item] = []
+        self._size = 0
+        self._synced_at = 0.0
+        self._threads = [self._start("log-writer", self._turn), self._start("log-loader", self._loader.turn)]
+
+    def _start(self, name: str, turn: Callable[[], bool]) -> threading.Thread:
+        thread = threading.Thread(target=self._forever, args=(turn,), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _forever(self, turn: Callable[[], bool]) -> None:
+        """The one place of the log that survives every exception: a row may be lost, the thread may not."""
+        while True:
+            try:
+                if not turn():
+                    return
+            except Exception:
+                _logger.exception("the log tripped; it goes on")
+                time.sleep(self._options.interval)
+
+    def offer(self, exchange: RawExchange, share: float = 1.0) -> None:
+        """Takes an exchange without ever waiting. `share` in [0, 1]: which part of its preset's exchanges is logged."""
+        plan = exchange.plan
+        self._offered += 1
+        if plan is not None and plan.log == "off":
+            self._refused["off"] += 1
+        elif share < 1 and not kept(exchange, share):
+            self._refused["sampled"] += 1
+        else:
+            body = 0 if plan is None else len(plan.body)
+            self._put(1024 + body + len(exchange.request) + sum(map(len, exchange.reply)), exchange)
+
+    def snapshot(self, revision: str, yaml: str) -> None:
+        """Keeps the presets and prompts of a revision, so that its rows can be traced to them. As `offer`."""
+        self._put(len(yaml), Snapshot(revision, yaml))
+
+    def _put(self, size: int, item: RawExchange | Snapshot) -> None:
+        if self._closed or self._bytes_in - self._bytes_out + size > self._options.queue_limit:
+            self._refused["closed" if self._closed else "queue_full"] += 1
+            return
+        self._bytes_in += size
+        self._put_in += 1
+        self._queue.put((size, item))
+
+    def _turn(self) -> bool:
+        """Gathers a batch, hands it over, and spools what the loader could not write in time. False at the end."""
+        self._unreadable += self._reading  # the last one raised
+        self._reading = False
+        going = self._gather()
+        now = time.monotonic()
+        if self._items:
+            self._loader.hand(Batch(self._items, self._handed, self._size, now))
+            self._items, self._size = [], 0
+        self._handed = self._taken
+        self._loader.spool_late(now - self._options.interval)
+        if now - self._synced_at >= self._options.sync_every:
+            self._loader.sync()
+            self._synced_at = now
+        return going
+
+    def _gather(self) -> bool:
+        """Reads exchanges for one interval from the first on, or until a batch is full. False once closed and empty."""
+        options, queue = self._options, self._queue
+        busy = self._loader.waiting or self._loader.spool.unsynced
+        try:
+            entry = queue.get(timeout=options.interval if busy else None)
+        except Empty:
+            return True
+        now = time.monotonic()
+        end, rest_at = now + options.interval, now + _SLICE
+        while entry is not None:
+            self._take(*entry)
+            now = time.monotonic()
+            if len(self._items) >= options.batch:
+                return True
+            if now >= rest_at:
+                if self._bytes_in - self._bytes_out < options.queue_limit // 2 and not self._closed:
+                    time.sleep(_SLICE)
+                rest_at = time.monotonic() + _SLICE
+            while queue.empty():
+                if now >= end:
+                    return True
+                time.sleep(options.interval / 4)
+                now = time.monotonic()
+            if now >= end:
+                return True
+            entry = queue.get_nowait()
+        return False
+
+    def _take(self, size: int, offered: RawExchange | Snapshot) -> None:
+        self._bytes_out += size
+        self._taken += 1
+        self._reading = True
+        item = offered if isinstance(offered, Snapshot) else digest(offered, self._redact, self._options.message_limit)
+        self._reading = False
+        self._items.append(item)
+        if isinstance(item, Row):
+            self._size += 1024 + len(item.messages or "") + len(item.text or "")
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Waits until all that was offered before is in the database; False if it is not after `timeout` seconds."""
+        target, end = self._put_in, time.monotonic() + timeout
+        while self._handed < target or not self._loader.settled(target):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(self._options.interval / 20)
+        return True
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Writes what was offered: to the database if that takes it within `timeout` seconds, else to the spool."""
+        if self._closed:
+            return
+        self._closed = True
+        end = time.monotonic() + timeout
+        self._queue.put(None)
+        writer, loading = self._threads
+        writer.join(timeout)
+        while not self._loader.settled(self._taken) and not self._loader.database_error and time.monotonic() < end:
+            time.sleep(self._options.interval / 20)
+        self._loader.stop()
+        loading.join(1.0)
+        self._loader.spool_late(math.inf)
+        self._loader.sync()
+        self._loader.spool.close()
+        self.engine.dispose()
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for metrics and readiness. In the end `offered` = `written` + all `left_out` + all `dropped`."""
+        tally, loader = self._loader.tally, self._loader
+        refused = dict(self._refused)
+        left_out = {reason: refused.pop(reason, 0) for reason in ("off", "sampled")}
+        dropped = refused | dict(tally.dropped) | {"unreadable": self._unreadable}
+        return {
+            "offered": self._offered,
+            "queued_bytes": self._bytes_in - self._bytes_out,
+            "written": tally.written,
+            "duplicates": tally.duplicates,
+            "spooled": tally.spooled,
+            "replayed": tally.replayed,
+            "batches_waiting": loader.waiting,
+            "spool_bytes": loader.spool.waiting,
+            "left_out": left_out,
+            "dropped": {reason: number for reason, number in dropped.items() if number},
+            "database": "down" if loader.database_error else "up" if loader.opened else "opening",
+            "database_error": loader.database_error,
+            "spool_error": loader.spool_error,
+        }
