@@ -43,14 +43,14 @@ _MEDIA: Final = ("messages", "input", "system")
 _WATCHED: Final = FENCED | IGNORED.keys() | MOST.keys() | {"top_logprobs", "logprobs"}
 
 
-def check(fields: Fields, opened: frozenset[str]) -> None:
+def check(fields: Fields, opened: frozenset[str], fenced: frozenset[str] = frozenset()) -> None:
     """Raises InvalidRequest (or OutOfRange) for the first field that may not pass.
 
-    `opened` are the fields the operator let through.
+    `opened` are the fields the operator let through, `fenced` those that only this engine understands.
     """
-    for name in fields.keys() & _WATCHED:
+    for name in fields.keys() & (_WATCHED | fenced):
         if name not in opened and bytes(fields[name]) != b"null":
-            _check_field(fields, name)
+            _check_field(fields, name, name in fenced)
     if "media_urls" not in opened:
         for name in _MEDIA:
             raw = fields.get(name)
@@ -69,11 +69,11 @@ def _may_hold_media(raw: bytes) -> bool:
     return raw.find(b"[", 1) > 0 and (b"url" in raw or b"\\u" in raw)
 
 
-def _check_field(fields: Fields, name: str) -> None:
+def _check_field(fields: Fields, name: str, fenced: bool) -> None:
     value = decode(fields[name], name)
     if name == "chat_template_kwargs" and isinstance(value, dict) and value.keys() <= {"enable_thinking"}:
         return
-    if name in FENCED:
+    if fenced or name in FENCED:
         raise InvalidRequest(f"{name} may not be set through this gateway.", code="field_not_allowed", param=name)
     if name == "best_of" and value == 1:
         return

@@ -56,9 +56,9 @@ def plan(request: Request, config: Config, facts: Facts) -> Plan:
     preset, upstream, model = choose(request, config, facts)
     if request.key_presets is not None and preset.name not in request.key_presets:
         raise Forbidden(f"This key may not use the preset {preset.name!r}.", code="preset_not_allowed", param="preset")
-    fences.check(fields, config.open_fields)
-    stream = _stream(fields)
     engine = facts.engines[upstream]
+    fences.check(fields, config.open_fields, engine.dialect.fenced)
+    stream = _stream(fields)
     assignment, arm = _assign(request, config, facts, preset)
     asked = ask(request.protocol, fields, arm.guard)
     settled = _settle(arm, engine.dialect, request.protocol, tuple(asked.items()), model.context)
@@ -157,7 +157,7 @@ def _settle(
     values = effective.values
     # A seed or stop of the client's own keeps its bytes.
     own = {name for name in UNJUDGED if name in effective.asked and effective.asked[name] == values.get(name)}
-    fields = dialect.spell(protocol, {name: value for name, value in values.items() if name not in own})
+    fields = dialect.spell(protocol, {name: value for name, value in values.items() if name not in own}, context)
     shown = structured.dictionary({name: value for name, value in values.items() if name in PARAMS})
     headers = [(b"x-tempera-params", shown.encode())]
     told = [(a.name, a.asked, a.used, a.by) for a in effective.adjustments if a.name in PARAMS]

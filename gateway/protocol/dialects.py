@@ -68,12 +68,15 @@ class Dialect(msgspec.Struct, frozen=True, eq=False):
     name: str
     fields: Mapping[Protocol, Mapping[str, str]]
     constants: Mapping[Protocol, Mapping[str, Any]] = MappingProxyType({})
+    fenced: frozenset[str] = frozenset()  # client fields that would reach past what the gateway decided
 
-    def spell(self, protocol: Protocol, values: Mapping[str, Any]) -> dict[str, Any]:
+    def spell(self, protocol: Protocol, values: Mapping[str, Any], context: int | None = None) -> dict[str, Any]:
         """The engine's fields for these values on this route; what the route lacks is left out (see `lacks`)."""
         names = self.fields[protocol]
         spelled = {names[name]: value for name, value in values.items() if name in names}
         spelled.update(self.constants.get(protocol, {}))
+        if context is not None and "repeat_last_n" in spelled:
+            spelled["repeat_last_n"] = context
         return spelled
 
     def lacks(self, protocol: Protocol, name: str) -> bool:
@@ -99,9 +102,9 @@ VLLM: Final = Dialect(
 )
 
 # llama.cpp applies temperature last unless told otherwise, and its own defaults for the rest would leak in as well.
-# Its repeat_last_n has no "all": -1 is refused, so the window is longer than any context here.
+# Its repeat_last_n has no "all" (-1 is refused) and is allocated per request, so it is the context's length.
 _LIKE_VLLM: Final = {
-    "repeat_last_n": 1_000_000,
+    "repeat_last_n": 2048,
     "typical_p": 1,
     "samplers": ["penalties", "temperature", "min_p", "top_k", "top_p"],
 }
@@ -110,6 +113,7 @@ LLAMA_CPP: Final = Dialect(
     fields={protocol: _fields(protocol, repetition_penalty="repeat_penalty") for protocol in _LIMIT}
     | {"messages": _only(_fields("messages"), *_ANTHROPIC)},
     constants={protocol: {} if protocol == "messages" else _LIKE_VLLM for protocol in _LIMIT},
+    fenced=frozenset({"n_predict", "dynatemp_range", "dynatemp_exponent", "mirostat", "mirostat_tau", "mirostat_eta"}),
 )
 
 DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({dialect.name: dialect for dialect in (VLLM, LLAMA_CPP)})

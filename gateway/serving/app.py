@@ -21,6 +21,7 @@ from gateway.serving.ids import exchange_id, request_id
 from gateway.serving.metrics import Metrics
 from gateway.serving.models import Models
 from gateway.serving.relay import Message, Receive, Scope, Send, Turn
+from gateway.serving.reload import Reload
 from gateway.serving.routes import find
 from gateway.serving.state import State
 from gateway.serving.upstream import Pool, Timeouts
@@ -129,11 +130,13 @@ def create_app(settings: Settings, config: Config) -> Front:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        watching = asyncio.create_task(models.watch())
+        reload = Reload(state, presets_path(settings), read_config, metrics)
+        watching = [asyncio.create_task(models.watch()), asyncio.create_task(reload.watch())]
         try:
             yield
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await asyncio.gather(*(pool.close() for pool in pools.values()))
 
     return Front(state, metrics, create_api(state, metrics, lifespan))
