@@ -93,28 +93,29 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None
     error: float | None
     positions: int
-    skipped: int  # draws that the chain makes impossible, or outside the candidates shown
+    skipped: int  # draws that the chain makes impossible, outside the candidates shown, or not shown at all
 
     @property
     def passed(self) -> bool:
         return abs(self.z) < Z_LIMIT and self.skipped <= SKIPPED_LIMIT * self.positions
 
 
-def estimate(draws: Draws, chain: Chain) -> Estimate:
+def estimate(draws: Draws, chain: Chain, *, lost: int = 0) -> Estimate:
     """Tier B: the score test of the temperature, and its maximum-likelihood estimate.
 
     z = sum(l_drawn - E(1/T)) / sqrt(sum V(1/T)); 1/T-hat solves sum E(beta) = sum l_drawn, found by bisection, E being
     monotone; SE = T-hat^2 / sqrt(sum V(1/T-hat)), the inverse Fisher information carried over from beta to T. What the
-    chain cuts at its own temperature stays cut while beta varies.
+    chain cuts at its own temperature stays cut while beta varies. `lost` tokens were drawn but not shown: they count as
+    skipped, since what is hidden may be hidden for what it is.
     """
     allowed = law(draws.logprobs, chain) > 0
     rows = np.arange(len(draws.drawn))
     usable = (draws.drawn >= 0) & allowed[rows, draws.drawn]
     logprobs = np.where(allowed, draws.logprobs, -np.inf)[usable]
     total = float(logprobs[np.arange(len(logprobs)), draws.drawn[usable]].sum())
-    skipped = int((~usable).sum())
+    skipped = int((~usable).sum()) + lost
     if not len(logprobs):
-        return Estimate(z=math.inf, temperature=None, error=None, positions=len(rows), skipped=skipped)
+        return Estimate(z=math.inf, temperature=None, error=None, positions=len(rows) + lost, skipped=skipped)
     mean, variance = _moments(logprobs, 1 / chain.temperature)
     beta = _solve(logprobs, total)
     information = _moments(logprobs, beta)[1] if beta else 0.0
@@ -122,7 +123,7 @@ def estimate(draws: Draws, chain: Chain) -> Estimate:
         z=(total - mean) / math.sqrt(variance) if variance > 0 else 0.0,
         temperature=1 / beta if beta else None,
         error=1 / beta**2 / math.sqrt(information) if beta and information > 1e-9 else None,
-        positions=len(rows),
+        positions=len(rows) + lost,
         skipped=skipped,
     )
 
@@ -158,7 +159,7 @@ class Omnibus(msgspec.Struct, frozen=True, kw_only=True):
         return self.p > P_LIMIT and self.skipped <= SKIPPED_LIMIT * self.draws
 
 
-def omnibus(first: Sequence[Position], chain: Chain) -> Omnibus:
+def omnibus(first: Sequence[Position], chain: Chain, *, lost: int = 0) -> Omnibus:
     """Tier C: whether many first tokens of one prompt follow the law in every respect, by an exact multinomial test.
 
     Catches what leaves the mean log-probability alone, such as a biased generator. The law is that of the mean of the
@@ -175,11 +176,11 @@ def omnibus(first: Sequence[Position], chain: Chain) -> Omnibus:
     counted = Counter(position.sampled.key for position in first)
     possible = {key: share for key, share in zip(ranked, q.tolist(), strict=True) if share > 0}
     counts = [counted[key] for key in possible]
-    skipped = len(first) - sum(counts)
+    skipped = len(first) - sum(counts) + lost
     if not sum(counts):
-        return Omnibus(g=None, p=0.0, draws=len(first), skipped=skipped)
+        return Omnibus(g=None, p=0.0, draws=len(first) + lost, skipped=skipped)
     g, p = multinomial_p(counts, list(possible.values()))
-    return Omnibus(g=g, p=p, draws=len(first), skipped=skipped)
+    return Omnibus(g=g, p=p, draws=len(first) + lost, skipped=skipped)
 
 
 def gap(raw: Position, after: Position, chain: Chain) -> float:

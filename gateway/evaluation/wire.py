@@ -67,6 +67,7 @@ class Position(msgspec.Struct, frozen=True):
 
     sampled: Candidate
     top: tuple[Candidate, ...]
+    after_sampling: bool = False  # llama.cpp was asked for its probabilities at the end of its sampler chain
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -176,7 +177,7 @@ def decode(content: bytes, shape: type[T]) -> T:
 
 def _position(entry: _Entry) -> Position:
     top = sorted((rival.candidate() for rival in entry.top_logprobs or entry.top_probs), key=lambda c: -c.logprob)
-    return Position(entry.candidate(), tuple(top))
+    return Position(entry.candidate(), tuple(top), entry.prob is not None)
 
 
 def read_reply(content: bytes, headers: Mapping[str, str], seconds: float) -> Reply:
