@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+from functools import lru_cache
 from typing import Any, get_args
 
 import jsonschema
@@ -108,7 +109,10 @@ class UnitTests(Check, frozen=True, tag="unit_tests"):
             raise ValueError("tests: expected Python assert statements")
 
     def score(self, answer: Answer) -> float:
-        return float(sandbox.passes(sandbox.python_of(answer.text), self.tests))
+        return float(_passes(sandbox.python_of(answer.text), self.tests))
+
+
+_passes = lru_cache(maxsize=4096)(sandbox.passes)  # cold samples are often the same code
 
 
 class InCharacter(Check, frozen=True, tag="in_character"):
