@@ -17,6 +17,7 @@ from gateway.evaluation.cases import Case
 from gateway.evaluation.rows import Hot, Setting, SweepError
 from gateway.evaluation.wire import Model
 
+MOST = 40  # temperatures
 TOY = 10**9  # parameters below which no number says anything about quality
 NEUTRAL: Mapping[str, float] = {
     "top_p": 1.0,
@@ -79,21 +80,21 @@ class SweepOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_temperatures(text: str) -> list[float]:
-    """`0.1:1.5:0.2` (both ends, if the last step reaches the second) or `0.2,0.7,1`: rising, in [0, 2], at most 40."""
+    """`0.1:1.5:0.2` (both ends, if the last step reaches the second) or `0.2,0.7,1`: rising, in [0, 2], at most MOST."""
     try:
         if ":" in text:
             start, stop, step = (Decimal(part.strip()) for part in text.split(":"))
             if step <= 0 or stop < start:
                 raise SweepError(f"temperatures: start:stop:step must rise, got {text!r}")
-            values = [start + step * i for i in range(int((stop - start) / step) + 1)]
+            values = [start + step * i for i in range(min(int((stop - start) / step) + 1, MOST + 1))]
         else:
             values = sorted({Decimal(part.strip()) for part in text.split(",")})
-    except (InvalidOperation, ValueError) as error:
+    except (InvalidOperation, ValueError, OverflowError) as error:
         raise SweepError(f"temperatures: expected start:stop:step or a comma list, got {text!r}") from error
-    if not all(0 <= value <= 2 for value in values):  # also refuses NaN
+    if not all(value.is_finite() and 0 <= value <= 2 for value in values):
         raise SweepError(f"temperatures: must be in [0, 2], got {text!r}")
-    if not 1 <= len(values) <= 40:
-        raise SweepError(f"temperatures: must be 1..40 values, got {len(values)}")
+    if not 1 <= len(values) <= MOST:
+        raise SweepError(f"temperatures: must be 1..{MOST} values, got {text!r}")
     return [float(value) for value in values]
 
 
