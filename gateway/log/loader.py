@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 
 from gateway.log import store
 from gateway.log.row import Item, Row
-from gateway.log.spool import File, Spool, SpoolFull, orphans
+from gateway.log.spool import File, Spool, SpoolFull, leftovers, orphans
 
 _IDLE: Final = 5.0  # seconds between looks at a database, and for files left behind, when there is nothing to write
 _LONGEST_PAUSE: Final = 2.0  # seconds between two attempts at a database that is away
@@ -79,6 +79,11 @@ class Loader:
         """Whether of what was handed in the first `count` have left memory and spool (for the database, or dropped)."""
         with self._lock:
             return not self.spool.waiting and all(batch.after >= count for batch in self._pending)
+
+    @property
+    def behind(self) -> bool:
+        """Whether a spool file, our own or any other process's, waits for the database."""
+        return self.spool.waiting > 0 or leftovers(self._directory)
 
     def hand(self, batch: Batch) -> None:
         with self._lock:

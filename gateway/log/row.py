@@ -6,6 +6,7 @@ The names are those of SQL, HTTP and exports, in this order. Knows nothing about
 from __future__ import annotations
 
 from typing import Final
+from uuid import uuid4
 
 import msgspec
 
@@ -51,6 +52,11 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="c"):
 JSON_COLUMNS: Final = frozenset(("asked", "effective", "adjustments", "messages", "usage"))
 COLUMNS: Final = Row.__struct_fields__
 Item = Row | Snapshot
+
+
+def new_id(time: float) -> str:
+    """A UUIDv7 of this time (Unix seconds)."""
+    return f"{first_id(time)[:14]}7{str(uuid4())[15:]}"
 
 
 def first_id(time: float) -> str:

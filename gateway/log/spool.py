@@ -175,6 +175,14 @@ class File:
         os.close(self.descriptor)
 
 
+def leftovers(directory: Path) -> bool:
+    """Whether any spool file, of whatever process, holds records."""
+    try:
+        return any(entry.stat().st_size for entry in os.scandir(directory) if entry.name.endswith(SUFFIX))
+    except FileNotFoundError:  # no spool yet, or a file that went between the two calls
+        return False
+
+
 def orphans(directory: Path) -> Iterator[File]:
     """Takes the files whose processes are gone, one after the other. They are the taker's to read and close."""
     for path in sorted(directory.glob(f"*{SUFFIX}")):

@@ -44,7 +44,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     queue_limit: int = 32 * _MB
     spool_limit: int = 1024 * _MB
     sync_every: float = 1.0
-    retention_days: float | None = None  # None: rows are kept for ever
+    retention_days: float = 0.0  # 0: rows are kept for ever
 
 
 class Log:
@@ -61,7 +61,7 @@ class Log:
             batch=options.batch,
             memory=options.queue_limit,
         )
-        if options.retention_days is not None:
+        if options.retention_days:
             self._loader.chores.append(retention.chore(self.engine, options.retention_days))
         self._options = options
         self._redact = redact
@@ -180,6 +180,11 @@ class Log:
                 return False
             time.sleep(self._options.interval / 20)
         return True
+
+    @property
+    def behind(self) -> bool:
+        """Whether rows lie in a spool, of this process or of one that is gone, that the database does not have yet."""
+        return self._loader.behind
 
     def close(self, timeout: float = 10.0) -> None:
         """Writes what was offered: to the database if that takes it within `timeout` seconds, else to the spool."""

@@ -63,6 +63,9 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     unit: Literal["any", "user", "conversation"] = "any"
     allocation: Literal["fixed", "adaptive"] = "fixed"
     metric: str = "thumb"  # the name of the feedback that decides
+    min_days: Annotated[float, Meta(ge=0)] = 7.0  # before that nothing is shipped: weekdays differ from weekends
+    detect: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # the difference worth finding, in shares of thumbs up
+    equivalence: Annotated[float, Meta(gt=0, lt=1)] = 0.03  # a difference inside +/- this is none
     guardrails: Guardrails = Guardrails()
 
     @property
@@ -102,6 +105,8 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """
     if len(experiment.variants) < 2:
         yield "variants", f"an experiment needs at least 2 variants, not {len(experiment.variants)}"
+    if experiment.allocation == "adaptive" and len(experiment.variants) > 10:
+        yield "variants", f"adaptive allocation gives every arm 10%: at most 10 variants, not {len(experiment.variants)}"
     for name, variant in experiment.variants.items():
         if variant.weight < 0.01 * sum(v.weight for v in experiment.variants.values()):
             yield (
