@@ -21,7 +21,7 @@ from gateway.policy.params import CHOICES, PARAMS, UNJUDGED, Adjustment, Effecti
 from gateway.policy.presets import Arm, Preset
 from gateway.protocol import envelope, structured
 from gateway.protocol.dialects import ASKED, Dialect, Protocol
-from gateway.protocol.errors import Forbidden, InvalidRequest
+from gateway.protocol.errors import Forbidden, InvalidRequest, OutOfRange
 
 Header = tuple[bytes, bytes]
 
@@ -113,6 +113,16 @@ def ask(protocol: Protocol, fields: envelope.Fields, guard: Guard) -> dict[str, 
     if choices is not None:
         CHOICES.check(choices, "n")
     return asked
+
+
+def with_range(protocol: Protocol, error: InvalidRequest) -> InvalidRequest:
+    """A refusal of the whole body because of one number in it, with the range of the parameter that this is."""
+    if error.code == "out_of_range":
+        known = {field: PARAMS[name] for name, fields in ASKED[protocol].items() if name in PARAMS for field in fields}
+        param = (known | {"n": CHOICES}).get(error.param or "")
+        if param is not None:
+            return OutOfRange(f"{error.message} It must be {param.domain}.", param=error.param)
+    return error
 
 
 # Every spelling of what the gateway decides: taken out of the client's fields before our own are put in.

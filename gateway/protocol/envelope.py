@@ -7,13 +7,17 @@ speed. Knows JSON; knows nothing about which names matter, about presets or abou
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 
-from gateway.protocol.errors import InvalidRequest, TooLarge
+from gateway.protocol.errors import InvalidRequest, OutOfRange, TooLarge
 
 Fields = dict[str, msgspec.Raw]
 
@@ -22,14 +26,16 @@ MAX_DEPTH: Final = 64
 
 _decoder = msgspec.json.Decoder(Fields)
 _encoder = msgspec.json.Encoder()
+_LITERAL: Final = re.compile(rb'"([^"\\]*)"\s*:\s*(NaN|-?Infinity)')
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def parse(body: bytes, max_body: int = MAX_BODY) -> Fields:
+def parse(body: bytes, max_body: int = MAX_BODY, domains: Mapping[str, str] = MappingProxyType({})) -> Fields:
     """The top-level names of a JSON object and the bytes of their values, in the client's order.
 
     Raises TooLarge over `max_body` bytes, InvalidRequest for anything but one JSON object in UTF-8 with no name twice
-    at the top level and at most 64 levels (the outer object is the first).
+    at the top level and at most 64 levels (the outer object is the first). `domains` says what a field must be, for the
+    message about one that is NaN or Infinity.
     """
     if len(body) > max_body:
         raise TooLarge(f"The body has {len(body)} bytes; at most {max_body} are allowed.")
@@ -43,7 +49,7 @@ def parse(body: bytes, max_body: int = MAX_BODY) -> Fields:
     except msgspec.ValidationError:
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {_reason(body, error)}.", code="invalid_json") from None
+        raise _not_json(body, error) from None
     if _brackets_over(body, MAX_DEPTH) and deeper_than(body, MAX_DEPTH):
         raise _too_deep()
     _check_unique(body, fields)
@@ -60,26 +66,24 @@ def raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(value))
 
 
-def value(fields: Fields, name: str) -> Any:
-    """The decoded value of one field; None when it is missing or null.
-
-    Raises InvalidRequest for a number no double can hold.
-    """
+def value(fields: Fields, name: str, domain: str = "a number that a double can hold") -> Any:
+    """The decoded value of one field; None when it is missing or null. Raises OutOfRange for a number no double holds."""
     raw = fields.get(name)
-    return None if raw is None else decode(raw, name)
+    return None if raw is None else decode(raw, name, domain)
 
 
-def decode(raw: msgspec.Raw, name: str) -> Any:
-    """One value, decoded. Raises InvalidRequest naming the field."""
+def decode(raw: msgspec.Raw, name: str, domain: str = "a number that a double can hold") -> Any:
+    """One value, decoded. Raises OutOfRange naming the field, what it must be, and the number that no double holds."""
     try:
         return msgspec.json.decode(raw)
     except RecursionError:
         raise _too_deep() from None
     except msgspec.DecodeError:
-        text = bytes(memoryview(raw)[:40]).decode(errors="replace")
-        raise InvalidRequest(
-            f"{name}: {text} is out of range or not a JSON value.", code="out_of_range", param=name
-        ) from None
+        raise _not_finite(name, domain, bytes(memoryview(raw)[:40]).decode(errors="replace")) from None
+
+
+def _not_finite(name: str, domain: str, text: str) -> OutOfRange:
+    return OutOfRange(f"{name} must be {domain}; got {text}.", param=name)
 
 
 def show(value: object) -> str:
@@ -143,19 +147,33 @@ def _check_unique(body: bytes, fields: Fields) -> None:
     if len(squeeze(compact, indent=-1)) == len(squeeze(body, indent=-1)):
         return
     # Rare: a name written with escapes has another length too, so only a full parse can tell.
-    names: list[str] = []
-    json.loads(body, object_pairs_hook=lambda pairs: names.__setitem__(slice(None), [name for name, _ in pairs]))
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    count, twice = Counter(name for name, _ in _pairs(body)).most_common(1)[0][::-1]
+    if count > 1:
         raise InvalidRequest(f"The field {twice[:80]!r} appears twice.", code="duplicate_field", param=twice[:80])
 
 
-def _reason(body: bytes, error: Exception) -> str:
-    if b"\\ud" in body.lower():
-        return "a string holds half of a surrogate pair (or the text ends too early)"
-    if b"NaN" in body or b"Infinity" in body:
-        return "NaN and Infinity are not JSON numbers"
-    return str(error).removeprefix("JSON is malformed: ")
+def _pairs(body: bytes) -> list[tuple[str, Any]]:
+    """The members of the outer object, as the standard library reads it: slower, and NaN and Infinity are numbers."""
+    last: list[list[tuple[str, Any]]] = [[]]
+    # The outer object is the last one to end. Integers of any length are floats here, for speed.
+    json.loads(body.decode(), object_pairs_hook=lambda pairs: last.__setitem__(0, pairs), parse_int=float)
+    return last[0]
+
+
+def _not_json(body: bytes, error: Exception) -> InvalidRequest:
+    """Why this is not JSON. The standard library takes NaN, Infinity and half surrogate pairs, so that these can be
+    named.
+    """
+    reason = str(error).removeprefix("JSON is malformed: ")
+    with contextlib.suppress(ValueError, RecursionError):
+        for name, held in _pairs(body):
+            if isinstance(held, float) and not math.isfinite(held):
+                return InvalidRequest(
+                    f"{name[:80]}: {show(held)} is not a JSON number.", code="out_of_range", param=name[:80]
+                )
+        halved = b"\\ud" in body.lower()
+        reason = "a string holds half of a surrogate pair" if halved else "NaN and Infinity are not JSON numbers"
+    return InvalidRequest(f"The body is not valid JSON: {reason}.", code="invalid_json")
 
 
 def _too_deep() -> InvalidRequest:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gateway.policy.choice import Facts, Request, choose
-from gateway.policy.plan import Plan, plan
+from gateway.policy.plan import Plan, plan, with_range
 from gateway.protocol import envelope
 from gateway.protocol.dialects import PATHS, Protocol
 from gateway.protocol.errors import (
@@ -52,8 +52,8 @@ def find(method: str, path: str) -> Prepare | None:
 
 async def generation(turn: Turn, body: bytes) -> Plan:
     """The Plan of a generation request."""
-    fields = envelope.parse(body, turn.state.settings.max_body)
-    return await _plan(turn, PATHS[turn.scope["path"]], turn.scope["path"], fields)
+    path = turn.scope["path"]
+    return await _plan(turn, PATHS[path], path, _read(turn, PATHS[path], body))
 
 
 async def generate(turn: Turn, body: bytes) -> Plan:
@@ -61,8 +61,8 @@ async def generate(turn: Turn, body: bytes) -> Plan:
 
     What is not sent is the preset's business.
     """
-    fields = envelope.parse(body, turn.state.settings.max_body)
     turn.exchange.protocol = "chat"
+    fields = _read(turn, "chat", body)
     turn.rewrite = _only_text
     unknown = sorted(fields.keys() - {"prompt", "temperature", "max_tokens", "preset"})
     if unknown:
@@ -105,6 +105,13 @@ async def passage(turn: Turn, body: bytes) -> Passage:
 async def _wrong_method(turn: Turn, body: bytes) -> Passage:
     allowed = "GET" if _RESPONSE(turn.scope["path"]) else "POST"
     raise MethodNotAllowed(f"{turn.scope['path']} takes {allowed}, not {turn.scope['method']}.")
+
+
+def _read(turn: Turn, protocol: Protocol, body: bytes) -> envelope.Fields:
+    try:
+        return envelope.parse(body, turn.state.settings.max_body)
+    except InvalidRequest as error:
+        raise with_range(protocol, error) from None
 
 
 async def _plan(turn: Turn, protocol: Protocol, path: str, fields: envelope.Fields) -> Plan:
