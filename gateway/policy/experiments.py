@@ -106,7 +106,10 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if len(experiment.variants) < 2:
         yield "variants", f"an experiment needs at least 2 variants, not {len(experiment.variants)}"
     if experiment.allocation == "adaptive" and len(experiment.variants) > 10:
-        yield "variants", f"adaptive allocation gives every arm 10%: at most 10 variants, not {len(experiment.variants)}"
+        yield (
+            "variants",
+            f"adaptive allocation gives every arm 10%: at most 10 variants, not {len(experiment.variants)}",
+        )
     for name, variant in experiment.variants.items():
         if variant.weight < 0.01 * sum(v.weight for v in experiment.variants.values()):
             yield (

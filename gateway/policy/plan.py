@@ -14,14 +14,14 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from gateway.policy import fences, prompts
-from gateway.policy.choice import Facts, Request, choose
+from gateway.policy.choice import Facts, Model, Request, choose
 from gateway.policy.config import Config
 from gateway.policy.experiments import Assignment, assign, choose_unit
 from gateway.policy.params import CHOICES, PARAMS, UNJUDGED, Adjustment, Effective, Guard, Value, resolve
 from gateway.policy.presets import Arm, Preset
 from gateway.protocol import envelope, structured
 from gateway.protocol.dialects import ASKED, Dialect, Protocol
-from gateway.protocol.errors import Forbidden, InvalidRequest, OutOfRange
+from gateway.protocol.errors import Forbidden, GatewayError, InvalidRequest, OutOfRange
 
 Header = tuple[bytes, bytes]
 
@@ -48,12 +48,31 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 def plan(request: Request, config: Config, facts: Facts) -> Plan:
-    """Raises NotFound (preset.
+    """Everything about one request, decided.
 
-    Model), InvalidRequest/OutOfRange (a field), Forbidden (the key), UpstreamUnavailable (models never seen).
+    Raises NotFound (preset, model), InvalidRequest and OutOfRange (a field), Forbidden (the key) and
+    UpstreamUnavailable (models never seen); once the preset is known the error tells the client which it was.
     """
-    fields = request.fields
     preset, upstream, model = choose(request, config, facts)
+    told = ((b"x-tempera-preset", preset.name.encode()), (b"x-tempera-revision", config.revision.encode()))
+    try:
+        return _plan(request, config, facts, Chosen(preset, upstream, model, told))
+    except GatewayError as error:
+        error.told = told
+        raise
+
+
+class Chosen(Struct, frozen=True):
+    """Whom the request is for, and the reply headers that say so."""
+
+    preset: Preset
+    upstream: str
+    model: Model
+    told: tuple[Header, ...]
+
+
+def _plan(request: Request, config: Config, facts: Facts, chosen: Chosen) -> Plan:
+    fields, preset, upstream, model = request.fields, chosen.preset, chosen.upstream, chosen.model
     if request.key_presets is not None and preset.name not in request.key_presets:
         raise Forbidden(f"This key may not use the preset {preset.name!r}.", code="preset_not_allowed", param="preset")
     engine = facts.engines[upstream]
@@ -81,12 +100,7 @@ def plan(request: Request, config: Config, facts: Facts) -> Plan:
         effective=settled.effective,
         assignment=assignment,
         log=preset.file.log,
-        headers=(
-            (b"x-tempera-preset", preset.name.encode()),
-            (b"x-tempera-revision", config.revision.encode()),
-            *settled.headers,
-            *_variant(assignment),
-        ),
+        headers=(*chosen.told, *settled.headers, *_variant(assignment)),
     )
 
 
@@ -104,7 +118,10 @@ def ask(protocol: Protocol, fields: envelope.Fields, guard: Guard) -> dict[str, 
         for field in spellings:
             if field not in fields:
                 continue
-            value = envelope.value(fields, field)
+            try:
+                value = envelope.value(fields, field)
+            except OutOfRange as error:
+                raise with_range(protocol, error) from None
             if value is not None:
                 param = PARAMS.get(name)
                 checked = _frozen(value) if param is None else param.check(value, field)

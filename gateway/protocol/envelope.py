@@ -12,7 +12,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -26,16 +25,14 @@ MAX_DEPTH: Final = 64
 
 _decoder = msgspec.json.Decoder(Fields)
 _encoder = msgspec.json.Encoder()
-_LITERAL: Final = re.compile(rb'"([^"\\]*)"\s*:\s*(NaN|-?Infinity)')
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def parse(body: bytes, max_body: int = MAX_BODY, domains: Mapping[str, str] = MappingProxyType({})) -> Fields:
+def parse(body: bytes, max_body: int = MAX_BODY) -> Fields:
     """The top-level names of a JSON object and the bytes of their values, in the client's order.
 
     Raises TooLarge over `max_body` bytes, InvalidRequest for anything but one JSON object in UTF-8 with no name twice
-    at the top level and at most 64 levels (the outer object is the first). `domains` says what a field must be, for the
-    message about one that is NaN or Infinity.
+    at the top level and at most 64 levels (the outer object is the first).
     """
     if len(body) > max_body:
         raise TooLarge(f"The body has {len(body)} bytes; at most {max_body} are allowed.")
@@ -66,24 +63,21 @@ def raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(value))
 
 
-def value(fields: Fields, name: str, domain: str = "a number that a double can hold") -> Any:
+def value(fields: Fields, name: str) -> Any:
     """The decoded value of one field; None when it is missing or null. Raises OutOfRange for a number no double holds."""
     raw = fields.get(name)
-    return None if raw is None else decode(raw, name, domain)
+    return None if raw is None else decode(raw, name)
 
 
-def decode(raw: msgspec.Raw, name: str, domain: str = "a number that a double can hold") -> Any:
-    """One value, decoded. Raises OutOfRange naming the field, what it must be, and the number that no double holds."""
+def decode(raw: msgspec.Raw, name: str) -> Any:
+    """One value, decoded. Raises OutOfRange naming the field and the number that no double holds."""
     try:
         return msgspec.json.decode(raw)
     except RecursionError:
         raise _too_deep() from None
     except msgspec.DecodeError:
-        raise _not_finite(name, domain, bytes(memoryview(raw)[:40]).decode(errors="replace")) from None
-
-
-def _not_finite(name: str, domain: str, text: str) -> OutOfRange:
-    return OutOfRange(f"{name} must be {domain}; got {text}.", param=name)
+        text = bytes(memoryview(raw)[:40]).decode(errors="replace")
+        raise OutOfRange(f"{name}: no double holds {text}.", param=name) from None
 
 
 def show(value: object) -> str:

@@ -42,6 +42,7 @@ class GatewayError(Exception):
         self.code = code or self.code
         self.param = param
         self.retry_after = retry_after
+        self.told: tuple[tuple[bytes, bytes], ...] = ()  # reply headers about the request, as far as it was understood
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -90,6 +91,10 @@ class NotFound(InvalidRequest):
 class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.told = ((b"allow", allowed.encode()),)
 
 
 class TooLarge(InvalidRequest):

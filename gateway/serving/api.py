@@ -165,7 +165,7 @@ def _health(state: State, metrics: Metrics) -> APIRouter:
 
 
 def _answer(error: GatewayError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in error.headers}
+    headers = {name.decode(): value.decode() for name, value in (*error.headers, *error.told)}
     return Response(error.body(), error.status, headers, media_type="application/json")
 
 
@@ -179,7 +179,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return _answer(NotFound(f"There is no route {request.url.path[:120]}."))
     if error.status_code == 405:
-        return _answer(MethodNotAllowed(f"{request.url.path[:120]} does not take {request.method}."))
+        allowed = (error.headers or {}).get("allow", "GET")
+        return _answer(MethodNotAllowed(f"{request.url.path[:120]} does not take {request.method}.", allowed))
     mended = InvalidRequest(str(error.detail))
     mended.status = error.status_code
     return _answer(mended)

@@ -211,8 +211,6 @@ class Turn:
         while raw := await reply.read():
             if exchange.first_byte is None:
                 exchange.first_byte = _clock() - self._start
-                if not raw.startswith(_SSE_STARTS):
-                    raise UpstreamInvalidResponse("The engine's event stream does not begin with an event.")
             if exchange.ttft is None and sse.has_content(raw):
                 exchange.ttft = _clock() - self._start
             self._keep(raw)
@@ -220,11 +218,17 @@ class Turn:
             if not data:
                 continue
             if not self._begun:
-                await self._begin(200, replies.forwarded(reply.headers, replies.TO_CLIENT))
+                await self._begin_stream(reply, data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
+        rest = gate.rest()
         if not self._begun:
-            await self._begin(200, replies.forwarded(reply.headers, replies.TO_CLIENT))
-        await send({"type": "http.response.body", "body": gate.rest(), "more_body": False})
+            await self._begin_stream(reply, rest)
+        await send({"type": "http.response.body", "body": rest, "more_body": False})
+
+    async def _begin_stream(self, reply: Reply, first: bytes) -> None:
+        if first and not first.startswith(_SSE_STARTS):
+            raise UpstreamInvalidResponse("The engine's event stream does not begin with an event.")
+        await self._begin(200, replies.forwarded(reply.headers, replies.TO_CLIENT))
 
     async def _whole(self, reply: Reply) -> bytes:
         """A reply that is not streamed, held up to a cap."""
@@ -254,7 +258,7 @@ class Turn:
             return
         if not self._begun:
             self.exchange.status = error.status
-            await self._answer(error.status, [replies.JSON, *error.headers], error.body())
+            await self._answer(error.status, [replies.JSON, *error.headers, *error.told], error.body())
         else:
             named = self.exchange.protocol in ("responses", "messages")
             event = sse.error_event(error.body(), named)

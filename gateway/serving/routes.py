@@ -104,7 +104,7 @@ async def passage(turn: Turn, body: bytes) -> Passage:
 
 async def _wrong_method(turn: Turn, body: bytes) -> Passage:
     allowed = "GET" if _RESPONSE(turn.scope["path"]) else "POST"
-    raise MethodNotAllowed(f"{turn.scope['path']} takes {allowed}, not {turn.scope['method']}.")
+    raise MethodNotAllowed(f"{turn.scope['path']} takes {allowed}, not {turn.scope['method']}.", allowed)
 
 
 def _read(turn: Turn, protocol: Protocol, body: bytes) -> envelope.Fields:
