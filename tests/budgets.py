@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE, FUNCTION, PARAMETERS = 300, 40, 5
-BROAD = {("gateway/serving/relay.py", "run"), ("gateway/log/writer.py", "_run")}
+BROAD = {("gateway/serving/relay.py", "run"), ("gateway/log/writer.py", "_forever")}
 
 
 def breaches(path: Path) -> list[str]:
@@ -27,7 +27,7 @@ def breaches(path: Path) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Global):
             found.append(f"{name}:{node.lineno}: global")
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and "/migrations/" not in name:
             found += _function(name, node)
     return found
 

@@ -42,19 +42,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-KEPT: Final = 256 * 1024  # bytes of a reply's body kept for the log: the beginning,
-KEPT_END: Final = 32 * 1024  # and so much of the end, where the usage is
+KEPT: Final = 256 * 1024  # bytes of a reply's body kept for the log,
+KEPT_END: Final = 32 * 1024  # so many of them from its end, where the usage is
 _WANTED: Final = frozenset(
-    {
-        b"x-preset",
-        b"x-request-id",
-        b"x-unit-id",
-        b"x-conversation-id",
-        b"content-encoding",
-        b"content-length",
-        b"authorization",
-        b"x-api-key",
-    }
+    b"x-preset x-request-id x-unit-id x-conversation-id content-encoding content-length authorization x-api-key".split()
 )
 _SSE_STARTS: Final = (b"data", b"event", b":", b"id", b"retry", b"\n", b"\r")
 _clock = time.perf_counter
