@@ -38,21 +38,19 @@ class Splitter:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._after_cr = False
 
     def feed(self, data: bytes) -> list[Event]:
         """The events completed by these bytes, in order."""
-        blocks, self._rest = _blocks(self._rest + data)
+        if not data:
+            return []
+        # A CR ends its line at once; an LF right after it belongs to it, wherever the stream was cut.
+        text = data[1:] if self._after_cr and data.startswith(b"\n") else data
+        self._after_cr = data.endswith(b"\r")
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *blocks, self._rest = (self._rest + text).split(b"\n\n")
         return [event for block in blocks if (event := _event(block)) is not None]
-
-
-def _blocks(buffer: bytes) -> tuple[list[bytes], bytes]:
-    # A CR at the very end may be half of a CR LF: it waits for the next bytes.
-    held = b"\r" if buffer.endswith(b"\r") else b""
-    text = buffer[: len(buffer) - len(held)]
-    if b"\r" in text:
-        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    *blocks, rest = text.split(b"\n\n")
-    return blocks, rest + held
 
 
 def _event(block: bytes) -> Event | None:
