@@ -24,20 +24,23 @@ BODIES: dict[str, Any] = {
     "/v1/responses": {"input": HARD, "max_output_tokens": 50},
     "/v1/messages": {"messages": [{"role": "user", "content": HARD}], "max_tokens": 50},
 }
+TEXT = (CHAT, "/v1/completions")  # where stream_options exist
 SOON = 1.0  # seconds within which the engine must see that the client has left
 
 
-@pytest.mark.parametrize("usage", [None, True, False])
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", BODIES)
-def test_the_base_models_reply_is_the_engines_own(
-    fake: Target, engine: FakeEngine, path: str, stream: bool, usage: bool | None
-) -> None:
-    body = BODIES[path] | {"model": fake.model, "temperature": 0.3, "seed": 7, "stream": stream}
-    if usage is not None:
-        if not stream or path not in (CHAT, "/v1/completions"):
-            pytest.skip("stream_options belong to streams of chat and completions")
-        body["stream_options"] = {"include_usage": usage}
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        *((path, {"stream": stream}) for path in BODIES for stream in (False, True)),
+        *(
+            (path, {"stream": True, "stream_options": {"include_usage": usage}})
+            for path in TEXT
+            for usage in (False, True)
+        ),
+    ],
+)
+def test_the_base_models_reply_is_the_engines_own(fake: Target, engine: FakeEngine, path: str, more: Any) -> None:
+    body = BODIES[path] | {"model": fake.model, "temperature": 0.3, "seed": 7} | more
     through = fake.send(path, body)
     direct = send(engine.url, "POST", path, json.dumps(body).encode(), {"authorization": f"Bearer {ENGINE_KEY}"})
     assert (through.status, through.headers["content-type"]) == (200, direct.headers["content-type"])
@@ -85,6 +88,7 @@ def test_headers_both_ways_by_allow_list(fake: Target, engine: FakeEngine, strea
         (400, b'{"error":{"message":"\xe4\xbd\xa0 too long","type":"BadRequestError","param":null,"code":400}}'),
         (404, b'{"error": {"message": "gone", "type": "NotFoundError", "param": "model", "code": 404}}'),
         (422, b'{"error":{"message":"m","type":"t","param":"p","code":422}, "extra": [1]}'),
+        (400, b'{"type":"error","error":{"type":"BadRequestError","message":"the shape of /v1/messages"}}'),
         (500, b'{"error":{"message":"m","type":"InternalServerError","param":null,"code":500}}'),
     ],
 )

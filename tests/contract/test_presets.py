@@ -81,6 +81,15 @@ def test_every_sampler_field_is_sent(
     assert not {"preset", "samplers", "repeat_penalty"} & set(got)
 
 
+def test_a_batch_of_conversations_has_the_same_rails(fake: Target, engine: FakeEngine) -> None:
+    talks = [[{"role": "user", "content": word}] for word in ("a", "b")]
+    reply = fake.send(
+        "/v1/chat/completions/batch", {"model": "customer-service", "messages": talks, "temperature": 1.4}
+    )
+    assert (reply.status, len(reply.json["choices"]), reply.params["temperature"]) == (200, 2, 0.5)
+    assert (engine.generations[0].json["temperature"], engine.generations[0].json["messages"]) == (0.5, talks)
+
+
 def test_when_hot(fake: Target, engine: FakeEngine) -> None:
     fake.chat(model="creative", temperature=1.1)
     fake.chat(model="creative", temperature=1.0)
