@@ -125,6 +125,7 @@ def test_the_engine_judges_what_is_not_ours(fake: Target, engine: FakeEngine) ->
             "Field required",
         ),
         (400, {"error": "refused in a word"}, "refused in a word"),
+        (500, b"<html>boom</html>", "500"),
     ],
 )
 def test_details_become_errors(fake: Target, engine: FakeEngine, status: int, body: Any, word: str) -> None:
@@ -176,6 +177,8 @@ def test_an_engine_that_is_down_and_comes_back(fake: Target, engine: FakeEngine,
         (Fault(garbage=b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), "upstream_invalid_response"),
         (Fault(status=200, body=b"not JSON at all"), "upstream_invalid_response"),
         (Fault(status=200, body=b'{"choices": ['), "upstream_invalid_response"),
+        (Fault(status=302, headers=(("location", "http://127.0.0.1:1/"),)), "upstream_invalid_response"),
+        (Fault(headers=(("content-encoding", "gzip"),)), "upstream_invalid_response"),  # not asked for
         (Fault(reset_after=2), "upstream_reset"),
         (Fault(cut_after=2), "upstream_reset"),
     ],

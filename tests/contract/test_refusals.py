@@ -125,6 +125,12 @@ def test_fenced_fields(fake: Target, engine: FakeEngine, field: str) -> None:
     assert "stolen" not in error["message"]
 
 
+@pytest.mark.parametrize("field", ["guided_json", "guided_regex", "guided_choice", "best_of"])
+def test_fields_the_engine_would_silently_ignore(fake: Target, engine: FakeEngine, field: str) -> None:
+    reply = fake.chat(model="balanced", **{field: 2})
+    assert (reply.status, reply.error["param"]) == (400, field)
+
+
 def test_media_by_url_is_fenced(fake: Target, engine: FakeEngine) -> None:
     part = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
     reply = fake.chat(model="balanced", messages=[{"role": "user", "content": [part]}])
