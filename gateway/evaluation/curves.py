@@ -31,6 +31,15 @@ def resample_weights(strata: Sequence[str], resamples: int, seed: int) -> Floats
     return weights / len(strata)
 
 
+def resampled(weights: Floats, values: Floats) -> Floats:
+    """(resamples, temperatures): the mean over prompts in each resample, from (prompts, temperatures).
+
+    A plain loop in place of a matrix product: the threads of a BLAS cost more than these small sums, by far on a busy
+    machine, and their order of summation would depend on it.
+    """
+    return np.asarray(np.einsum("bp,pt->bt", weights, values))
+
+
 def falling(values: Floats) -> Floats:
     """The least-squares non-increasing fit along the last axis (isotonic regression, equal weights)."""
     return -rising(-values)
