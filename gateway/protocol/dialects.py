@@ -113,7 +113,10 @@ LLAMA_CPP: Final = Dialect(
     fields={protocol: _fields(protocol, repetition_penalty="repeat_penalty") for protocol in _LIMIT}
     | {"messages": _only(_fields("messages"), *_ANTHROPIC)},
     constants={protocol: {} if protocol == "messages" else _LIKE_VLLM for protocol in _LIMIT},
-    fenced=frozenset({"n_predict", "dynatemp_range", "dynatemp_exponent", "mirostat", "mirostat_tau", "mirostat_eta"}),
+    fenced=frozenset(
+        "n_predict n_cmpl min_keep dynatemp_range dynatemp_exponent mirostat mirostat_tau mirostat_eta"
+        " adaptive_target adaptive_decay".split()
+    ),
 )
 
 DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType({dialect.name: dialect for dialect in (VLLM, LLAMA_CPP)})

@@ -6,6 +6,7 @@ Knows keys and hosts; nothing about presets' content or engines.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from hashlib import sha256
 
 from msgspec import Struct
@@ -41,6 +42,12 @@ class Access:
         """Raises Unauthorized unless this is the operator's key."""
         if self._operator is not None and not hmac.compare_digest(_digest(key or b""), self._operator):
             raise Unauthorized("This route needs the operator's key.")
+
+
+def key_of(headers: Mapping[str, str]) -> bytes | None:
+    """The key in a request's headers: a bearer token, or x-api-key as Anthropic's clients send it."""
+    bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
+    return (bearer or headers.get("x-api-key", "")).encode() or None
 
 
 def _digest(key: bytes) -> bytes:

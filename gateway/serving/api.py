@@ -18,6 +18,7 @@ from gateway.policy.presets import Preset
 from gateway.protocol.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.serving import openapi
 from gateway.serving.metrics import CONTENT_TYPE, Metrics
+from gateway.serving.records import create_records
 from gateway.serving.state import State
 
 VERSION = "0.1.0"
@@ -28,6 +29,7 @@ def create_api(state: State, metrics: Metrics, lifespan: Any) -> FastAPI:
     api = FastAPI(title="Tempera", version=VERSION, lifespan=lifespan, redoc_url=None)
     api.include_router(_models(state))
     api.include_router(_presets(state))
+    api.include_router(create_records(state))
     api.include_router(_health(state, metrics))
     api.add_exception_handler(GatewayError, _gateway_error)
     api.add_exception_handler(HTTPException, _http_error)
@@ -153,6 +155,7 @@ def _health(state: State, metrics: Metrics) -> APIRouter:
             },
             "revision": state.config.revision,
             "presets": state.trouble or "ok",
+            "log": _log_state(state.log.stats()),
         }
         return JSONResponse(body, 200 if ready else 503)
 
@@ -162,6 +165,12 @@ def _health(state: State, metrics: Metrics) -> APIRouter:
         return Response(metrics.page(), media_type=CONTENT_TYPE)
 
     return router
+
+
+def _log_state(found: dict[str, Any]) -> str | dict[str, Any]:
+    """`ok`, or what is not: a log in trouble does not stop the serving."""
+    wrong = {name: found[name] for name in ("database_error", "spool_error", "dropped") if found[name]}
+    return wrong or "ok"
 
 
 def _answer(error: GatewayError) -> Response:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway.log.exchange import RawExchange
+import msgspec
+
+from gateway.log.allocation import Learner
 from gateway.policy.choice import Engine, Facts
 from gateway.policy.config import Config, Upstream, load
 from gateway.protocol.dialects import DIALECTS
+from gateway.serving import keeping
 from gateway.serving.access import Access
 from gateway.serving.api import create_api
 from gateway.serving.ids import exchange_id, request_id
@@ -106,7 +109,7 @@ def _pool(settings: Settings, upstream: Upstream) -> Pool:
     return Pool(upstream.base_url, api_key=key, timeouts=timeouts)
 
 
-def create_app(settings: Settings, config: Config) -> Front:
+def create_app(settings: Settings, config: Config, degenerate: Callable[[str], bool] | None = None) -> Front:
     """The whole gateway as one ASGI application.
 
     Raises ValueError when there is no upstream or its URL cannot be used.
@@ -116,27 +119,32 @@ def create_app(settings: Settings, config: Config) -> Front:
         raise ValueError("There is no upstream: give --upstream URL, or name one under upstreams: in the presets file.")
     metrics = Metrics()
     pools = {name: _pool(settings, upstream) for name, upstream in engines.items()}
-    facts = Facts({name: Engine(DIALECTS[upstream.dialect]) for name, upstream in engines.items()})
+    facts = Facts({name: Engine(DIALECTS[up.dialect]) for name, up in engines.items()}, keeping.pepper(settings))
 
-    def offer(exchange: RawExchange) -> None:
-        metrics.observe(exchange)
+    def publish(found: Mapping[str, Engine]) -> None:
+        state.facts = msgspec.structs.replace(state.facts, engines=found)
 
-    def publish(found: Facts) -> None:
-        state.facts = found
-
-    models = Models(pools, facts, publish)
-    access = Access(settings.operator_key)
-    state = State(settings, config, facts, pools, models, access, offer)
+    models = Models(pools, facts.engines, publish)
+    hidden = [key for up in engines.values() if (key := secret_of(up.api_key_env))]
+    hidden += [key for key in (settings.operator_key, settings.upstream_api_key) if key]
+    log = keeping.open_log(settings, hidden)
+    metrics.watch_log(log.stats)
+    learner = Learner(log.engine)
+    offer = keeping.make_offer(log, metrics, learner, lambda: state.config)
+    state = State(settings, config, facts, pools, models, Access(settings.operator_key), log, offer, degenerate)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         reload = Reload(state, presets_path(settings), read_config, metrics)
-        watching = [asyncio.create_task(models.watch()), asyncio.create_task(reload.watch())]
+        tasks = (models.watch(), reload.watch(), keeping.learn(state, learner))
+        watching = [asyncio.create_task(task) for task in tasks]
+        keeping.snapshot(log, config)
         try:
             yield
         finally:
             for task in watching:
                 task.cancel()
             await asyncio.gather(*(pool.close() for pool in pools.values()))
+            await asyncio.to_thread(log.close)
 
     return Front(state, metrics, create_api(state, metrics, lifespan))

@@ -7,10 +7,13 @@ Knows what an exchange says of itself; reads no bodies.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from gateway.log.exchange import RawExchange
 
@@ -26,6 +29,28 @@ class _Children(NamedTuple):
     duration: Any
     ttft: Any
     overhead: Any
+
+
+class _LogNumbers(Collector):
+    """The sample log's counters, under the names of `Log.stats`."""
+
+    def __init__(self, stats: Callable[[], dict[str, Any]]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._stats()
+        for name in ("offered", "written", "spooled", "replayed"):
+            yield CounterMetricFamily(f"tempera_log_{name}", f"Exchanges {name}.", value=found[name])
+        for name in ("left_out", "dropped"):
+            family = CounterMetricFamily(f"tempera_log_{name}", f"Exchanges {name}, by why.", labels=("reason",))
+            for reason, number in found[name].items():
+                family.add_metric((reason,), number)
+            yield family
+        yield GaugeMetricFamily("tempera_log_queued_bytes", "Waiting to be written.", value=found["queued_bytes"])
+        yield GaugeMetricFamily("tempera_log_spool_bytes", "Waiting in the spool.", value=found["spool_bytes"])
+        yield GaugeMetricFamily(
+            "tempera_log_database_up", "Whether the database takes rows.", value=found["database"] != "down"
+        )
 
 
 class Metrics:
@@ -80,6 +105,10 @@ class Metrics:
             series.overhead.observe(exchange.overhead)
             for adjustment in plan.effective.adjustments:
                 self._adjusted.labels(preset, adjustment.name, adjustment.by).inc()
+
+    def watch_log(self, stats: Callable[[], dict[str, Any]]) -> None:
+        """Show the log's own numbers, read when Prometheus asks."""
+        self.registry.register(_LogNumbers(stats))
 
     def page(self) -> bytes:
         """The text that Prometheus reads."""

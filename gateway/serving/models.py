@@ -1,8 +1,8 @@
 """Which models the engines have: asked at the start, again now and then, and at once when a client names one that is
 not known.
 
-Keeps Facts up to date; a miss asks at most once a second however many clients miss, and all of them wait for the same
-answer. Knows the shape of both engines' /v1/models; decides nothing.
+Keeps the engines' model lists up to date; a miss asks at most once a second however many clients miss, and all of
+them wait for the same answer. Knows the shape of both engines' /v1/models; decides nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.policy.choice import Engine, Facts, Model
+from gateway.policy.choice import Engine, Model
 from gateway.protocol.errors import UpstreamError
 from gateway.serving.upstream import Pool
 
@@ -23,14 +23,16 @@ ASK_TIMEOUT: Final = 5.0
 
 
 class Models:
-    """`publish` is called with new Facts whenever an answer differs from what is known."""
+    """`publish` is called with the engines whenever an answer differs from what is known."""
 
-    def __init__(self, pools: Mapping[str, Pool], facts: Facts, publish: Callable[[Facts], None]) -> None:
+    def __init__(
+        self, pools: Mapping[str, Pool], engines: Mapping[str, Engine], publish: Callable[[Mapping[str, Engine]], None]
+    ) -> None:
         self._pools = pools
         self._publish = publish
         self._asked = 0.0
         self._asking: asyncio.Task[None] | None = None
-        self.facts = facts
+        self._engines = engines
         self.reached: dict[str, bool] = dict.fromkeys(pools, False)
         self.trouble: dict[str, str] = {}
 
@@ -54,13 +56,13 @@ class Models:
             found = await asyncio.gather(*(self._ask(name, pool) for name, pool in self._pools.items()))
         finally:
             self._asked, self._asking = asyncio.get_running_loop().time(), None
-        engines = dict(self.facts.engines)
+        engines = dict(self._engines)
         for name, models in zip(self._pools, found, strict=True):
             if models:
                 engines[name] = Engine(engines[name].dialect, models)
-        if engines != self.facts.engines:
-            self.facts = msgspec.structs.replace(self.facts, engines=engines)
-            self._publish(self.facts)
+        if engines != self._engines:
+            self._engines = engines
+            self._publish(engines)
 
     async def _ask(self, name: str, pool: Pool) -> tuple[Model, ...]:
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gateway.log.exchange import RawExchange
+from gateway.log.writer import Log
 from gateway.policy.choice import Facts
 from gateway.policy.config import Config
 from gateway.serving.access import Access
@@ -27,6 +28,8 @@ class State:
     pools: Mapping[str, Pool]
     models: Models
     access: Access
+    log: Log
     offer: Callable[[RawExchange], None]
+    degenerate: Callable[[str], bool] | None = None  # judges a text, for the view by temperature
     draining: bool = False
     trouble: str | None = None  # why the last reload was refused
