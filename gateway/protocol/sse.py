@@ -170,11 +170,11 @@ def _loads(data: bytes) -> dict[str, Any]:
 
 def _absorb(result: Assembled, document: dict[str, Any], texts: dict[int, list[str]] | None = None) -> None:
     """One JSON document of a reply: a whole body, or the data of one event."""
-    kind = document.get("type") or ""
-    if isinstance(error := document.get("error"), dict):
-        result.error = str(error.get("code") or error.get("type") or "error")
+    kind = _text(document.get("type")) or ""
     whole = document.get("response") or document.get("message") if kind else None
     head = whole if isinstance(whole, dict) else document
+    if isinstance(error := document.get("error") or head.get("error"), dict):
+        result.error = str(error.get("code") or error.get("type") or "error")
     result.response_id = result.response_id or _text(head.get("id"))
     if isinstance(usage := head.get("usage") or document.get("usage"), dict):
         result.usage = {**(result.usage or {}), **usage}
@@ -215,7 +215,8 @@ def _absorb_response(
         result.done = result.done or bool(kind)
     if not kind or texts is None:
         parts = [part for item in _dicts(whole.get("output")) for part in _dicts(item.get("content"))]
-        result.texts = ["".join(_text(part.get("text")) or "" for part in parts)]
+        said = [part for part in parts if part.get("type") != "reasoning_text"]
+        result.texts = ["".join(_text(part.get("text")) or "" for part in said)]
 
 
 def _absorb_message(result: Assembled, kind: str, document: dict[str, Any], texts: dict[int, list[str]] | None) -> None:
