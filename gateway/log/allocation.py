@@ -1,4 +1,4 @@
-"""What adaptive experiments learn: weights for new units by top-two Thompson sampling, and which variant old units keep.
+"""What adaptive experiments learn: weights for new units by top-two Thompson sampling, and what old units keep.
 
 Weights change at full multiples of EVERY seconds and are written down before they come into force; the first process
 to write them decides, and all others read them: so all agree without talking to each other. Blocks; knows nothing

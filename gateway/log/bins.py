@@ -1,8 +1,8 @@
 """The sample log by temperature: what came out of each preset at each step of the effective temperature.
 
-A bin holds the temperatures nearest to its centre. Counts, lengths and times are over all its exchanges; degeneration is
-judged on its newest texts by the function that is handed in, and the result says on how many. Votes' intervals are for one look.
-Blocks.
+A bin holds the temperatures nearest to its centre. Counts, lengths and times are over all its exchanges; degeneration
+is judged on its newest texts by the function that is handed in, and the result says on how many. Intervals are for one
+look. Blocks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sample log as a file: JSON lines, CSV or Parquet, streamed from the oldest row to the newest.
 
-Columns are those of the table, and `feedback`, the value of the vote that counts. In CSV and Parquet the JSON columns are
-JSON texts. Memory holds a page of rows, whatever the size of the log. Blocks.
+Columns are those of the table, and `feedback`, the value of the vote that counts. In CSV and Parquet the JSON columns
+are JSON texts. Memory holds a page of rows, whatever the size of the log. Blocks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Final, Literal
 
 import msgspec
@@ -32,6 +33,8 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 def export(engine: Engine, form: Format, filters: Filters, metric: str = "thumb") -> Iterator[bytes]:
     """The file, piece by piece. Raises store.Away, and ValueError where Parquet is asked for without pyarrow."""
+    if form == "parquet" and find_spec("pyarrow") is None:
+        raise ValueError("Parquet needs the package pyarrow (pip install 'tempera-gateway[eval]')")
     pages = _pages(engine, filters, metric)
     if form == "jsonl":
         return (b"".join(msgspec.json.encode(row) + b"\n" for row in page) for page in pages)
@@ -50,7 +53,7 @@ def _pages(engine: Engine, filters: Filters, metric: str) -> Iterator[list[dict[
 
 
 def _with_votes(engine: Engine, page: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    ids = select(exchanges.c.id).where(exchanges.c.id.between(page[0]["id"], page[-1]["id"]))
+    ids = select(exchanges.c.id).where(exchanges.c.id >= page[0]["id"], exchanges.c.id <= page[-1]["id"])
     votes = {vote["exchange_id"]: vote["value"] for vote in rows_of(engine, select(counted(metric, among=ids)))}
     return [row | {"feedback": votes.get(row["id"])} for row in page]
 
@@ -62,7 +65,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _csv(pages: Iterator[list[dict[str, Any]]]) -> Iterator[bytes]:
-    """UTF-8 with a byte order mark, which spreadsheets need; a text that a spreadsheet would run as a formula gets a quote."""
+    """For spreadsheets: UTF-8 with a byte order mark, and a quote before what one would run as a formula."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow([*COLUMNS, "feedback"])
@@ -86,11 +89,9 @@ def _emptied(buffer: io.StringIO) -> str:
 
 
 def _parquet(pages: Iterator[list[dict[str, Any]]]) -> Iterator[bytes]:
-    try:
-        import pyarrow as pa  # here: optional, and 60 MB
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ValueError("Parquet needs the package pyarrow (pip install 'tempera-gateway[eval]')") from error
+    import pyarrow as pa  # here: optional, and 60 MB
+    import pyarrow.parquet as pq
+
     numbers = ("time", "ttft_ms", "duration_ms", "feedback")
     kinds = dict.fromkeys(numbers, pa.float64()) | {"truncated": pa.bool_()}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in (*COLUMNS, "feedback")])

@@ -89,6 +89,8 @@ def _find(log: Log, vote: Vote) -> str:
     """The exchange's id. It may have been offered a moment ago, here or in another process: then once more."""
     ids = {"exchange_id": vote.exchange_id, "response_id": vote.response_id, "request_id": vote.request_id}
     old = vote.exchange_id is not None and vote.exchange_id < first_id(time.time() - _YOUNG)
+    if not log.opened:
+        log.flush()
     for pause in _PAUSES[:1] if old else _PAUSES:
         time.sleep(pause)
         found = queries.find(log.engine, **ids)

@@ -95,13 +95,13 @@ def _said(body: _LongBody) -> list[Any]:
 
 
 def _shorten(message: Any, limit: int) -> tuple[Any, bool]:
-    """(a message whose strings together keep at most `limit` bytes, first come; whether anything is missing)."""
-    left, missing = limit, False
+    """(a message whose strings keep `limit` bytes each at most, and little more together; is anything missing)."""
+    left, missing = limit + _LEAST, False
 
     def walk(value: Any) -> Any:
         nonlocal left, missing
         if isinstance(value, str):
-            value, short = cut(value, max(left, 0))
+            value, short = cut(value, max(0, min(limit, left)))
             missing = missing or short
             left -= len(value) if value.isascii() else len(value.encode())
         elif isinstance(value, dict | list):

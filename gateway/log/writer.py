@@ -175,11 +175,16 @@ class Log:
     def flush(self, timeout: float = 1.0) -> bool:
         """Waits until all that was offered before is in the database; False if it is not after `timeout` seconds."""
         target, end = self._put_in, time.monotonic() + timeout
-        while self._handed < target or not self._loader.settled(target):
+        while not self._loader.opened or self._handed < target or not self._loader.settled(target):
             if time.monotonic() >= end:
                 return False
             time.sleep(self._options.interval / 20)
         return True
+
+    @property
+    def opened(self) -> bool:
+        """Whether the database has been reached since the start, so that its tables are there."""
+        return self._loader.opened
 
     @property
     def behind(self) -> bool:
