@@ -12,13 +12,14 @@ where a preset pins one on, that is said in place of a verdict.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.evaluation import tiers
 from gateway.evaluation.client import Client
+from gateway.evaluation.progress import Say
 from gateway.evaluation.tiers import CANDIDATES, Chain, Estimate, Heat, Omnibus
 from gateway.evaluation.wire import Position, Refused, Reply
 
@@ -38,8 +39,6 @@ PROMPTS = (  # English only: llama.cpp gives no log-probabilities of tokens that
     "Write a dialogue between a river and a stone.",
     "Tell how somebody found something surprising in a kitchen.",
 )
-
-Progress = Callable[[str], None]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,14 +135,19 @@ class Subject(NamedTuple):
     client: Client
     fields: Mapping[str, Any]
     options: Options
-    progress: Progress
+    progress: Say
 
     async def ask(self, prompt: str, temperature: float | None, **fields: Any) -> Reply:
         messages = [{"role": "user", "content": prompt}]
         return await self.client.chat(messages, temperature=temperature, **{**self.fields, **fields})
 
 
-async def run(options: Options, progress: Progress = lambda line: None) -> Verification:
+def verify(options: Options, progress: Say) -> Verification:
+    """`tempera verify`, from start to end; see `run`."""
+    return asyncio.run(run(options, progress))
+
+
+async def run(options: Options, progress: Say = lambda line: None) -> Verification:
     """Verify at every temperature; `progress` gets a line now and then. Raises ClientError, or ValueError for
     options."""
     _check(options)
