@@ -102,11 +102,13 @@ def upstreams(settings: Settings, config: Config) -> Mapping[str, Upstream]:
     return {first: named} | {name: other for name, other in config.upstreams.items() if name != first}
 
 
-def _pool(settings: Settings, upstream: Upstream) -> Pool:
+def _pool(settings: Settings, name: str, upstream: Upstream) -> Pool:
     key = secret_of(upstream.api_key_env) or settings.upstream_api_key
     limits = upstream.timeouts
     timeouts = Timeouts(connect=limits.connect, headers=limits.headers, idle=limits.idle)
-    return Pool(upstream.base_url, api_key=key, timeouts=timeouts)
+    pool = Pool(upstream.base_url, api_key=key, timeouts=timeouts)
+    pool.name = name  # in messages to clients, who have no business with its address
+    return pool
 
 
 def create_app(settings: Settings, config: Config, degenerate: Callable[[str], bool] | None = None) -> Front:
@@ -118,7 +120,7 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
     if not engines:
         raise ValueError("There is no upstream: give --upstream URL, or name one under upstreams: in the presets file.")
     metrics = Metrics()
-    pools = {name: _pool(settings, upstream) for name, upstream in engines.items()}
+    pools = {name: _pool(settings, name, upstream) for name, upstream in engines.items()}
     facts = Facts({name: Engine(DIALECTS[up.dialect]) for name, up in engines.items()}, keeping.pepper(settings))
 
     def publish(found: Mapping[str, Engine]) -> None:

@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
 import uvloop
 
-from gateway.policy.config import BadConfig, Config
-from gateway.serving.app import create_app, presets_path, read_config
+from gateway.policy.config import Config
+from gateway.serving.app import create_app
 from gateway.serving.engine import EmbeddedEngine, EngineError
 from gateway.serving.server import make_server
 from gateway.settings import Settings
@@ -25,35 +25,37 @@ from gateway.settings import Settings
 _log = logging.getLogger("tempera")
 
 
-def serve(settings: Settings, model: Path | None = None, welcome: bool = False) -> int:
+class Start(msgspec.Struct, frozen=True):
+    """What is to run. `welcome` prints what runs where and what to try; `chat` starts the chat beside the gateway."""
+
+    settings: Settings
+    config: Config
+    model: Path | None = None
+    welcome: bool = False
+    chat: bool = False
+    degenerate: Callable[[str], bool] | None = None
+
+
+def serve(start: Start) -> int:
     """Run until a signal; the exit code. 1 for what stops a start (said on stderr), 0 for an orderly end."""
-    path = presets_path(settings)
-    try:
-        config = read_config(path)
-    except BadConfig as error:
-        print(f"{path} has problems:\n{error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"Cannot read the presets file {path}: {error.strerror}", file=sys.stderr)
-        return 1
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, config, model, welcome))
+            return runner.run(_serve(start))
     except (EngineError, ValueError) as error:
         print(f"tempera: {error}", file=sys.stderr)
         return 1
 
 
-async def _serve(settings: Settings, config: Config, model: Path | None, welcome: bool) -> int:
-    async with _engine(settings, config, model, welcome) as settings:
-        front = create_app(settings, config)
+async def _serve(start: Start) -> int:
+    async with _engine(start) as settings:
+        front = create_app(settings, start.config, start.degenerate)
         address = f"http://{settings.host}:{settings.port}"
 
         def started() -> None:
-            if welcome:
+            if start.welcome:
                 print(_WELCOME.format(url=address, upstream=settings.upstream or "presets.yaml"), flush=True)
             else:
-                _log.info("listening on %s, revision %s", address, config.revision)
+                _log.info("listening on %s, revision %s", address, start.config.revision)
 
         server = make_server(front, settings, started)
         await server.serve()
@@ -61,14 +63,15 @@ async def _serve(settings: Settings, config: Config, model: Path | None, welcome
 
 
 @contextlib.asynccontextmanager
-async def _engine(settings: Settings, config: Config, model: Path | None, welcome: bool) -> AsyncIterator[Settings]:
+async def _engine(start: Start) -> AsyncIterator[Settings]:
     """The settings with an upstream in them: the embedded engine's, unless one was given."""
-    if settings.upstream is not None or config.upstreams:
+    settings = start.settings
+    if settings.upstream is not None or start.config.upstreams:
         yield settings
         return
-    if welcome:
+    if start.welcome:
         print("Starting the embedded engine ...", flush=True)
-    engine = EmbeddedEngine(model)
+    engine = EmbeddedEngine(start.model)
     url = await engine.start()
     watching = asyncio.create_task(_say_death(engine))
     try:
@@ -79,9 +82,8 @@ async def _engine(settings: Settings, config: Config, model: Path | None, welcom
 
 
 async def _say_death(engine: EmbeddedEngine) -> None:
-    _log.error(
-        "the embedded engine died: %s. Requests get a 503 until the gateway is started again.", await engine.died
-    )
+    died = await engine.died
+    _log.error("The embedded engine died; requests get a 503 until the gateway is started again: %s", died)
 
 
 _WELCOME = """

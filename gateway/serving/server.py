@@ -29,7 +29,7 @@ _GC_THRESHOLD: Final = 50_000  # the objects of a request die by reference count
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with one change: what the parser refuses is answered in the same shape as every other error."""
+    """uvicorn's protocol with one change: what the parser refuses is answered in the shape of every other error."""
 
     def send_400_response(self, msg: str) -> None:
         body = InvalidRequest("This is not an HTTP/1.1 request the parser understands.", code="invalid_http").body()

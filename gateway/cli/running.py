@@ -1,0 +1,102 @@
+"""Commands that run the gateway or look at its presets: up, serve, check, presets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.cli.options import PRESETS, config_of, settings_of, several
+
+_SERVING = several(
+    click.option("--host", help="Address to bind to  [default: 127.0.0.1]"),
+    click.option("--port", type=click.IntRange(0, 65535), help="Port of the gateway  [default: 8001]"),
+    PRESETS,
+    click.option("--upstream", metavar="URL", help="The engine; without it the embedded one is started."),
+    click.option("--dialect", type=click.Choice(["vllm", "llama.cpp"]), help="How that engine spells its fields."),
+    click.option("--model", type=click.Path(path_type=Path), help="A GGUF file for the embedded engine."),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="Log, spool and keys  [default: ./data]"),
+)
+
+
+def _say(level: int) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _degenerate(text: str) -> bool:
+    """Whether a logged text shows a sign of degeneration; its language is the one most of it is written in."""
+    from gateway.evaluation.degeneration import scripts, signs
+
+    shares = scripts(text)
+    return signs(text, "zh" if shares.get("han", 0.0) > 0.5 else "en").degenerate
+
+
+@click.command()
+@_SERVING
+def serve(model: Path | None, **flags: Any) -> None:
+    """Run the gateway (and the embedded engine, if no upstream is given)."""
+    from gateway.serving.running import Start, serve
+
+    _say(logging.INFO)
+    settings = settings_of(**flags)
+    sys.exit(serve(Start(settings, config_of(settings)[1], model, degenerate=_degenerate)))
+
+
+@click.command()
+@_SERVING
+@click.option("--no-chat", is_flag=True, help="Leave the chat out.")
+def up(model: Path | None, no_chat: bool, **flags: Any) -> None:
+    """Run everything: engine, gateway and chat, with what to try first."""
+    from gateway.serving.running import Start, serve
+
+    _say(logging.WARNING)
+    settings = settings_of(**flags)
+    start = Start(settings, config_of(settings)[1], model, welcome=True, chat=not no_chat, degenerate=_degenerate)
+    sys.exit(serve(start))
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--schema", is_flag=True, help="Print the JSON Schema for editors instead.")
+def check(file: Path, schema: bool) -> None:
+    """Check a presets FILE (or a .jsonl of cases): every mistake, with its line."""
+    from gateway.policy.config import schema as presets_schema
+
+    if schema:
+        click.echo(json.dumps(presets_schema(), indent=2, ensure_ascii=False))
+        return
+    if file.suffix == ".jsonl":
+        _check_cases(file)
+        return
+    _, config = config_of(settings_of(presets=file))
+    click.echo(f"{file}: {len(config.presets)} presets, revision {config.revision}. No problems.")
+
+
+def _check_cases(file: Path) -> None:
+    from gateway.evaluation.cases import CaseError, load_cases
+
+    try:
+        cases = load_cases(file)
+    except CaseError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    click.echo(f"{file}: {len(cases)} cases. No problems.")
+
+
+@click.command()
+@PRESETS
+def presets(presets: Path | None) -> None:
+    """Show the presets in force, as a table."""
+    from gateway.serving.table import table
+
+    path, config = config_of(settings_of(presets=presets))
+    click.echo(table(config))
+    click.echo(f"\n{path}, revision {config.revision}; the default preset is marked with *.")
+
+
+COMMANDS = (up, serve, check, presets)
