@@ -183,9 +183,7 @@ class Connection(asyncio.Protocol):
             self.at_rest(self)
         else:
             self.reply = None
-            self.parts.clear()
             transport.abort()
-            self._wake()
 
     def _wake(self) -> None:
         waiter, self.waiter = self.waiter, None
@@ -212,7 +210,7 @@ class Connection(asyncio.Protocol):
             self.fresh = True
             self.overhead = 0
             self.unread += len(data)
-            if self.unread > HIGH_WATER and self.reply is not None and not self.paused:
+            if self.unread > HIGH_WATER and not self.paused:
                 self.paused = True
                 self.transport.pause_reading()
             self._wake()
@@ -225,9 +223,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(HttpParserError(f"more than {MAX_HEAD} bytes without a piece of the body"))
 
     def eof_received(self) -> None:
-        if self.until_eof and self.reply is not None:
+        if self.until_eof:
             self._finish()
-            self._wake()
         # close() alone would wait for the engine to take the rest of a request it no longer reads
         self.transport.abort()
 

@@ -97,9 +97,6 @@ class Pool:
     async def close(self) -> None:
         """Drop every connection, those in use included, and return when all are gone."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         for connection in self._live:
             connection.fail(UpstreamReset("the gateway is shutting down"))
         if self._live:
@@ -159,7 +156,8 @@ class Pool:
 
     def _unavailable(self, reason: str) -> UpstreamUnavailable:
         # Spread, so that the clients of a restarting engine do not all come back in the same second.
-        return UpstreamUnavailable(f"engine {self.name}: {reason}", retry_after=random.randint(1, 5))  # noqa: S311 not a secret
+        wait = random.randint(1, 5)  # noqa: S311 - not a secret
+        return UpstreamUnavailable(f"engine {self.name}: {reason}", retry_after=wait)
 
     def _at_rest(self, connection: Connection) -> None:
         if self._closed or len(self._idle) >= self._max_idle:

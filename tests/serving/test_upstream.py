@@ -169,7 +169,8 @@ REPLIES = {  # name: (bytes, status, body, may the connection be used again)
 @pytest.mark.parametrize("name", REPLIES)
 async def test_every_framing_is_read_to_its_end_and_reused_only_when_safe(name):
     raw, status, body, reusable = REPLIES[name]
-    async with pool_to(always(raw, then_close=not reusable)) as (pool, server):
+    to_the_end = not reusable and not any(mark in raw.lower() for mark in (b"content-length", b"chunked"))
+    async with pool_to(always(raw, then_close=to_the_end)) as (pool, server):
         for _ in range(3):
             assert await fetch(pool) == (status, body)
         assert server.connections == (1 if reusable else 3)
@@ -264,6 +265,25 @@ async def test_a_large_head_is_fine_whatever_comes_with_it(head):
     raw = HEAD + head + b"Content-Length: 200000\r\n\r\n" + bytes(200_000)
     for pieces in ([raw], [raw[:5000], raw[5000:]]):
         assert await play(pieces) == (200, bytes(200_000), True)
+
+
+async def test_framing_is_bounded_between_pieces_and_not_in_all():
+    piece = [b"1;" + b"x" * 1000 + b"\r\n", b"!\r\n"]
+    head = CHUNKED[:-2] + b"a: " + b"x" * 64_000 + b"\r\n\r\n"
+    assert await play([head, *piece * 100, b"0\r\n\r\n"]) == (200, b"!" * 100, True)
+
+
+@pytest.mark.parametrize("head", [b"a: b\r\n" * 256, b"a: " + b"x" * 66_000 + b"\r\n"], ids=["257 headers", "66 KB"])
+async def test_a_head_too_large_is_refused_even_if_it_comes_in_one_read(head):
+    with pytest.raises(UpstreamInvalidResponse):
+        await play([HEAD + head + b"Content-Length: 2\r\n\r\nok"])
+
+
+async def test_hints_sent_before_the_head_do_not_join_it():
+    async with pool_to(always(REPLIES["103 and 102 first"][0])) as (pool, _):
+        reply = await post(pool)
+        assert reply.headers == [(b"content-length", b"2")]
+        reply.close()
 
 
 async def test_trailers_do_not_join_the_headers():
@@ -424,6 +444,19 @@ async def test_a_rested_connection_is_closed_by_us_before_the_engine_would():
         assert not pool._idle
 
 
+async def test_rest_counts_from_the_end_of_the_last_exchange():
+    async def script(reader, writer, _):
+        while True:
+            await request_on(reader)
+            await asyncio.sleep(0.5)
+            writer.write(OK)
+
+    async with pool_to(script, timeouts=Timeouts(keepalive=0.4)) as (pool, server):
+        for _ in range(2):
+            await fetch(pool)
+        assert server.connections == 1
+
+
 async def test_an_expired_connection_is_not_used_even_if_still_there():
     async with pool_to(always(OK), timeouts=Timeouts(keepalive=5)) as (pool, server):
         await fetch(pool)
@@ -448,7 +481,7 @@ async def test_what_happens_to_a_resting_connection_takes_it_out_of_the_pool(par
         await reader.read()
 
     box = {}
-    async with pool_to(script) as (pool, server):
+    async with pool_to(script, timeouts=Timeouts(keepalive=2 * PATIENCE)) as (pool, server):
         box["pool"] = pool
         assert await fetch(pool) == (200, b"ok")
         await until(lambda: not pool._live)
@@ -460,6 +493,7 @@ async def test_what_happens_to_a_resting_connection_takes_it_out_of_the_pool(par
 async def test_surplus_after_a_reply_is_never_the_next_reply():
     evil = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"
     for surplus in (evil, evil[:9], b"X", b"\0" * 70_000):
+        assert await play([OK + surplus]) == await play([OK, surplus]) == (200, b"ok", False)
         async with pool_to(always(OK + surplus, OK)) as (pool, server):
             assert await fetch(pool) == (200, b"ok")
             assert await fetch(pool) == (200, b"ok")
@@ -1091,14 +1125,44 @@ async def test_close_leaves_nothing_open_and_ends_what_is_running():
         sending = [asyncio.ensure_future(post(pool)) for _ in range(20)]
         await until(lambda: server.connections == 20)
         await pool.close()
+        assert not pool._live
         for outcome in await asyncio.gather(*sending, return_exceptions=True):
-            assert isinstance(outcome, UpstreamReset)
+            assert type(outcome) is UpstreamReset
         await until(lambda: not server.tasks)
         await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
         with pytest.raises(UpstreamUnavailable):
             await post(pool)
         await pool.close()
         assert not pool._live
+
+
+async def test_closing_while_a_reused_connection_waits_or_one_is_being_made():
+    asked = []
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(OK)
+        await request_on(reader)
+        asked.append(1)
+        await reader.read()
+
+    async with pool_to(script) as (pool, server):
+        await fetch(pool)
+        sending = asyncio.ensure_future(post(pool))
+        await until(lambda: asked)
+        await pool.close()
+        with pytest.raises(UpstreamReset, match="shutting down"):
+            await sending
+        assert server.connections == 1
+    for turns in range(12):
+        async with pool_to(silent) as (pool, server):
+            sending = asyncio.ensure_future(post(pool))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await pool.close()
+            with pytest.raises(UpstreamError, match="shutting down"):
+                await sending
+            await until(lambda server=server: not server.tasks)
 
 
 async def test_many_at_once_use_a_connection_each_and_no_more():
