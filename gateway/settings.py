@@ -23,6 +23,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     presets: Path | None = None
     data_dir: Path = Path("data")
     database_url: str | None = None
+    api_key: str | None = None
+    keys: Path | None = None
     operator_key: str | None = None
     host: str = "127.0.0.1"
     port: int = 8001
@@ -42,6 +44,8 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "presets": "the presets file; default ./presets.yaml, else the one that ships",
     "data_dir": "where the log, its spool and the keys live",
     "database_url": "the log's database, as SQLAlchemy writes it; default SQLite in the data directory",
+    "api_key": "one key that clients must send, for a set-up without a keys file",
+    "keys": "the keys file; default keys.yaml in the data directory",
     "operator_key": "the key for /v1/exchanges and other operator routes",
     "host": "address the gateway binds to",
     "port": "port of the gateway",

@@ -5,10 +5,10 @@ Knows the public shape of models and presets. Reads the State, changes nothing i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -17,6 +17,7 @@ from gateway.policy.params import PARAMS, Rule, starting
 from gateway.policy.presets import Preset
 from gateway.protocol.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.serving import openapi
+from gateway.serving.access import key_of
 from gateway.serving.metrics import CONTENT_TYPE, Metrics
 from gateway.serving.records import create_records
 from gateway.serving.state import State
@@ -27,8 +28,9 @@ VERSION = "0.1.0"
 def create_api(state: State, metrics: Metrics, lifespan: Any) -> FastAPI:
     """The FastAPI application behind the data path."""
     api = FastAPI(title="Tempera", version=VERSION, lifespan=lifespan, redoc_url=None)
-    api.include_router(_models(state))
-    api.include_router(_presets(state))
+    key_needed = [Depends(_needs_key(state))]
+    api.include_router(_models(state), dependencies=key_needed)
+    api.include_router(_presets(state), dependencies=key_needed)
     api.include_router(create_records(state))
     api.include_router(_health(state, metrics))
     api.add_exception_handler(GatewayError, _gateway_error)
@@ -36,6 +38,13 @@ def create_api(state: State, metrics: Metrics, lifespan: Any) -> FastAPI:
     api.add_exception_handler(RequestValidationError, _bad_request)
     openapi.install(api)
     return api
+
+
+def _needs_key(state: State) -> Callable[[Request], None]:
+    def admit(request: Request) -> None:
+        state.access.admit(key_of(request.headers))
+
+    return admit
 
 
 def _models(state: State) -> APIRouter:
@@ -155,6 +164,7 @@ def _health(state: State, metrics: Metrics) -> APIRouter:
             },
             "revision": state.config.revision,
             "presets": state.trouble or "ok",
+            "keys": state.access.trouble or "ok",
             "log": _log_state(state.log.stats()),
         }
         return JSONResponse(body, 200 if ready else 503)

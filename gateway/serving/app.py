@@ -18,7 +18,7 @@ from gateway.policy.choice import Engine, Facts
 from gateway.policy.config import Config, Upstream, load
 from gateway.protocol.dialects import DIALECTS
 from gateway.serving import keeping
-from gateway.serving.access import Access
+from gateway.serving.access import Access, is_loopback
 from gateway.serving.api import create_api
 from gateway.serving.ids import exchange_id, request_id
 from gateway.serving.metrics import Metrics
@@ -111,6 +111,22 @@ def _pool(settings: Settings, name: str, upstream: Upstream) -> Pool:
     return pool
 
 
+def open_access(settings: Settings) -> Access:
+    """Who may come in. Raises ValueError for an address beyond this machine without any key."""
+    access = Access(keys_path(settings), settings.api_key, settings.operator_key)
+    if access.open and not is_loopback(settings.host):
+        raise ValueError(
+            f"Without keys the gateway binds to this machine only, not to {settings.host}: "
+            "make a key with `tempera keys new NAME`, or set TEMPERA_API_KEY."
+        )
+    return access
+
+
+def keys_path(settings: Settings) -> Path:
+    """The keys file: the one named, else keys.yaml in the data directory."""
+    return settings.keys or settings.data_dir / "keys.yaml"
+
+
 def create_app(settings: Settings, config: Config, degenerate: Callable[[str], bool] | None = None) -> Front:
     """The whole gateway as one ASGI application.
 
@@ -127,13 +143,14 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
         state.facts = msgspec.structs.replace(state.facts, engines=found)
 
     models = Models(pools, facts.engines, publish)
+    access = open_access(settings)
     hidden = [key for up in engines.values() if (key := secret_of(up.api_key_env))]
-    hidden += [key for key in (settings.operator_key, settings.upstream_api_key) if key]
+    hidden += [key for key in (settings.operator_key, settings.upstream_api_key, settings.api_key) if key]
     log = keeping.open_log(settings, hidden)
     metrics.watch_log(log.stats)
     learner = Learner(log.engine)
     offer = keeping.make_offer(log, metrics, learner, lambda: state.config)
-    state = State(settings, config, facts, pools, models, Access(settings.operator_key), log, offer, degenerate)
+    state = State(settings, config, facts, pools, models, access, log, offer, degenerate)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:

@@ -20,6 +20,7 @@ from gateway.log.export import MEDIA_TYPES, Format, export
 from gateway.log.feedback import LogUnavailable
 from gateway.log.queries import MOST, PAGE, Filters
 from gateway.log.store import Away
+from gateway.log.words import choose_language
 from gateway.policy.config import Trial
 from gateway.protocol.errors import InvalidRequest, NotFound, OutOfRange
 from gateway.serving.access import key_of
@@ -113,14 +114,16 @@ def _pieces(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _experiments(router: APIRouter, state: State) -> None:
     @router.get("/v1/experiments")
-    async def list_experiments() -> Response:
+    async def list_experiments(request: Request) -> Response:
         """Every experiment in the presets file: its preset, variants and state."""
+        state.access.admit(key_of(request.headers))
         data = [_declared(trial) for trial in state.config.trials.values()]
         return _json({"object": "list", "revision": state.config.revision, "data": data})
 
     @router.get("/v1/experiments/{name}")
     async def show_experiment(request: Request, name: str) -> Response:
         """The result so far; HTML with the interval over time when a browser asks."""
+        state.access.admit(key_of(request.headers))
         trial = state.config.trials.get(name)
         if trial is None:
             known = ", ".join(state.config.trials) or "none"
@@ -130,8 +133,8 @@ def _experiments(router: APIRouter, state: State) -> None:
         found = await _ask(lambda: results.examine(state.log.engine, name, trial.experiment, time.time()))
         if "text/html" not in request.headers.get("accept", ""):
             return _json(found)
-        chinese = request.headers.get("accept-language", "").lower().startswith("zh")
-        return HTMLResponse(page.render(found, trial.experiment.equivalence, "zh" if chinese else "en"))
+        language = choose_language(request.headers.get("accept-language", ""))
+        return HTMLResponse(page.render(found, trial.experiment.equivalence, language))
 
 
 def _declared(trial: Trial) -> dict[str, Any]:

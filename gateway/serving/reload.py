@@ -42,6 +42,7 @@ class Reload:
                         await self._asked.wait()
                 except TimeoutError:
                     pass
+                self._state.access.refresh()
                 stamp = await asyncio.to_thread(self._stamp)
                 if self._asked.is_set() or stamp != self._seen:
                     self._asked.clear()
