@@ -15,8 +15,8 @@ import jsonschema
 import msgspec
 
 from gateway.evaluation import sandbox
-from gateway.evaluation.constraints import Answer, Check, Constraint, json_of, require_phrases
-from gateway.evaluation.degeneration import scripts, signs
+from gateway.evaluation.constraints import Answer, Check, Constraint, JsonOnly, json_of, require_phrases
+from gateway.evaluation.degeneration import Lang, scripts, signs
 from gateway.evaluation.numerals import all_numbers, digits, mentions, stated_numbers
 from gateway.evaluation.tokens import normal, words
 
@@ -159,6 +159,12 @@ def longest_common(a: list[str], b: list[str]) -> int:
 def quality(checks: list[AnyCheck], answer: Answer) -> float:
     """The mean score of the checks, in [0, 1]."""
     return sum(check.score(answer) for check in checks) / len(checks)
+
+
+def prose_language(checks: list[AnyCheck], lang: Lang) -> Lang | None:
+    """The language a reply must be written in; None where JSON or code is asked for, whose words are mostly Latin."""
+    formal = any(isinstance(check, JsonSchema | JsonOnly | PythonParses | UnitTests) for check in checks)
+    return None if formal else lang
 
 
 def canonical(checks: list[AnyCheck], text: str) -> str:

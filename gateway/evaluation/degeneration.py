@@ -73,22 +73,23 @@ def scripts(text: str) -> dict[str, float]:
     return {name: letters.count(name) / len(letters) for name in set(letters)}
 
 
-def foreign_script(text: str, lang: Lang) -> bool:
-    """Letters of a script not used in `lang` (Latin names are at home in Chinese; Greek letters in formulas), or
-    U+FFFD."""
+def foreign_script(text: str, lang: Lang | None) -> bool:
+    """U+FFFD, or letters of a script not used in `lang`: Latin names are at home in Chinese, Greek in formulas.
+
+    None is a reply that is not prose (JSON, code), where Latin and Han may both stand."""
     shares = scripts(text)
     foreign = shares.get("other", 0.0) + (shares.get("han", 0.0) if lang == "en" else 0.0)
     return "\ufffd" in text or foreign > FOREIGN
 
 
-def wrong_language(text: str, lang: Lang) -> bool:
-    """A text of some length, code aside, mostly not in the script of `lang`."""
+def wrong_language(text: str, lang: Lang | None) -> bool:
+    """A text of some length, code aside, mostly not in the script of `lang`; never so for None."""
     shares = scripts(text)
     own = shares.get("han" if lang == "zh" else "latin", 0.0)
-    return bool(shares) and len(prose(text).strip()) >= JUDGED and own < OWN_SHARE
+    return lang is not None and bool(shares) and len(prose(text).strip()) >= JUDGED and own < OWN_SHARE
 
 
-def signs(text: str, lang: Lang, *, finish: str | None = None, tail_rate: float | None = None) -> Signs:
+def signs(text: str, lang: Lang | None, *, finish: str | None = None, tail_rate: float | None = None) -> Signs:
     """The signs in one sample; `finish` is the engine's finish_reason, `tail_rate` the share of tail tokens in [0,
     1]."""
     items = tokens(text)

@@ -7,8 +7,9 @@ to compute; does NOT know how it is shown or what is good.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from gateway.evaluation import diversity as div
 from gateway.evaluation.cases import Case
 from gateway.evaluation.cells import Cell
-from gateway.evaluation.checks import UnitTests, canonical, pass_at, quality
+from gateway.evaluation.checks import UnitTests, canonical, pass_at, prose_language, quality
 from gateway.evaluation.constraints import Answer
 from gateway.evaluation.curves import resample_weights
 from gateway.evaluation.degeneration import Lang, repetition, signs
@@ -59,6 +60,19 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     n: int  # samples per prompt
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric's mean from the coldest to the hottest temperature, and the paired difference with a 95% interval."""
+
+    scenario: str
+    lang: Lang
+    metric: str
+    cold: float
+    hot: float
+    low: float | None
+    high: float | None
+    prompts: int
+
+
 def score(header: Header, samples: Sequence[Sample], embed: Embed | None = None) -> Scored:
     """Every metric of every prompt that has at least two samples at each temperature."""
     wanted = set(header.setup.temperatures)
@@ -68,7 +82,11 @@ def score(header: Header, samples: Sequence[Sample], embed: Embed | None = None)
     by_cell: dict[tuple[str, float], list[Sample]] = defaultdict(list)
     for sample in sorted(curve, key=lambda sample: (sample.asked, sample.sample)):
         by_cell[sample.case, sample.temperature].append(sample)
-    n = {case.id: min((len(by_cell[case.id, t]) for t in temperatures), default=0) for case in header.setup.cases}
+    made = Counter((sample.case, sample.asked) for sample in curve)
+    n = {
+        case.id: min(*(made[case.id, asked] for asked in wanted), *(len(by_cell[case.id, t]) for t in temperatures))
+        for case in header.setup.cases
+    }
     cases = [case for case in header.setup.cases if n[case.id] >= 2]
     values = {
         (case.id, t): _measure(case, by_cell[case.id, t][: n[case.id]], greedy.get(case.id), embed)
@@ -92,15 +110,17 @@ def _measure(case: Case, samples: Sequence[Sample], greedy: str | None, embed: E
     texts = [sample.text for sample in samples]
     answers = [canonical(case.checks, text) for text in texts]
     vectors = embed(texts) if embed else div.surface_vectors(texts)
+    redundancy = div.redundancy(texts)
     return {
         "quality": _mean(_quality(case, sample) for sample in samples),
-        **_degeneration(samples),
+        **_degeneration(case, samples),
         **_likelihood(samples),
         "distinct_1": div.distinct(texts, 1) if case.lang == "en" else None,
         "distinct_2": div.distinct(texts, 2),
         "distinct_4": div.distinct(texts, 4),
         "self_bleu": div.self_bleu(texts, case.lang),
-        "redundancy": div.redundancy(texts),
+        "redundancy": redundancy,
+        "diversity": None if redundancy is None else 1 - redundancy,
         "dispersion": div.dispersion(vectors),
         "vendi": div.vendi(vectors),
         "agreement": div.pair_agreement(answers),
@@ -110,8 +130,9 @@ def _measure(case: Case, samples: Sequence[Sample], greedy: str | None, embed: E
     }
 
 
-def _degeneration(samples: Sequence[Sample]) -> Values:
-    found = [signs(s.text, s.lang, finish=s.finish, tail_rate=s.tail_rate) for s in samples]
+def _degeneration(case: Case, samples: Sequence[Sample]) -> Values:
+    lang = prose_language(case.checks, case.lang)
+    found = [signs(s.text, lang, finish=s.finish, tail_rate=s.tail_rate) for s in samples]
     return {
         "degenerate": _mean(float(sign.degenerate) for sign in found),
         **{name: _mean(float(getattr(sign, name)) for sign in found) for name in SIGNS},
@@ -167,54 +188,56 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def summarise(scored: Scored, *, seed: int = 1) -> list[Point]:
+def summarise(scored: Scored, *, seed: int = 1) -> tuple[list[Point], list[Change]]:
     """Every metric by scenario and language, and by language over all scenarios where there are several."""
-    groups = _groups(scored.cases)
-    points = [point for (scenario, _), cases in groups.items() for point in _curves(scored, scenario, cases, seed)]
+    groups: list[tuple[str, list[Case]]] = [(scenario, cases) for (scenario, _), cases in _groups(scored.cases).items()]
     if len({scenario for scenario, _ in groups}) > 1:
-        for lang in dict.fromkeys(case.lang for case in scored.cases):
-            points += _curves(scored, ALL, [case for case in scored.cases if case.lang == lang], seed)
-    return points
-
-
-def _curves(scored: Scored, scenario: str, cases: Sequence[Case], seed: int) -> list[Point]:
-    """The metrics' means over prompts of one language; a prompt where a metric is undefined is left out of it."""
-
-    def value(case: Case, temperature: float, name: str) -> float | None:
-        return scored.values[case.id, temperature].get(name)
-
+        langs = dict.fromkeys(case.lang for case in scored.cases)
+        groups += [(ALL, [case for case in scored.cases if case.lang == lang]) for lang in langs]
     points: list[Point] = []
-    for name in dict.fromkeys(
-        name for case in cases for t in scored.temperatures for name in scored.values[case.id, t]
-    ):
-        temperatures = [t for t in scored.temperatures if any(value(case, t, name) is not None for case in cases)]
-        owners = [case for case in cases if all(value(case, t, name) is not None for t in temperatures)]
-        if not owners or not temperatures:
-            continue
-        table = np.array([[value(case, t, name) for t in temperatures] for case in owners], dtype=float)
-        band = _band(table, [case.scenario for case in owners], seed)
-        points += [
-            Point(
-                scenario=scenario,
-                lang=cases[0].lang,
-                metric=name,
-                temperature=temperature,
-                value=float(table[:, column].mean()),
-                low=None if band is None else float(band[0, column]),
-                high=None if band is None else float(band[1, column]),
-                prompts=len(owners),
-                n=min(scored.n[case.id] for case in owners),
-            )
-            for column, temperature in enumerate(temperatures)
-        ]
-    return points
+    changes: list[Change] = []
+    for scenario, cases in groups:
+        for metric in dict.fromkeys(name for values in scored.values.values() for name in values):
+            curve, change = _curve(scored, scenario, cases, metric, seed)
+            points += curve
+            changes += change
+    return points, changes
 
 
-def _band(table: div.Vectors, strata: Sequence[str], seed: int) -> div.Vectors | None:
+def _curve(
+    scored: Scored, scenario: str, cases: Sequence[Case], metric: str, seed: int
+) -> tuple[list[Point], list[Change]]:
+    """The means over prompts of one language; a prompt where the metric is undefined is left out."""
+
+    def value(case: Case, temperature: float) -> float | None:
+        return scored.values[case.id, temperature].get(metric)
+
+    temperatures = [t for t in scored.temperatures if any(value(case, t) is not None for case in cases)]
+    owners = [case for case in cases if all(value(case, t) is not None for t in temperatures)]
+    if not owners or not temperatures:
+        return [], []
+    table = np.array([[value(case, t) for t in temperatures] for case in owners], dtype=float)
+    table = np.hstack([table, table[:, -1:] - table[:, :1]])  # the difference is bootstrapped like a column
+    band = _band(table, [case.scenario for case in owners], seed)
+    low, high = band if band is not None else ([None] * table.shape[1],) * 2
+    means = [float(mean) for mean in table.mean(axis=0)]
+    common: dict[str, Any] = {
+        "scenario": scenario, "lang": cases[0].lang, "metric": metric, "prompts": len(owners)
+    }  # fmt: skip
+    n = min(scored.n[case.id] for case in owners)
+    points = [
+        Point(**common, temperature=t, value=means[i], low=low[i], high=high[i], n=n)
+        for i, t in enumerate(temperatures)
+    ]
+    return points, [Change(**common, cold=means[0], hot=means[-2], low=low[-1], high=high[-1])]
+
+
+def _band(table: div.Vectors, strata: Sequence[str], seed: int) -> list[list[float]] | None:
     """The 2.5% and 97.5% quantiles, in rows, of the columns' means over resampled prompts (percentile bootstrap)."""
     if len(table) < ENOUGH:
         return None
-    return np.asarray(np.percentile(resample_weights(strata, RESAMPLES, seed) @ table, [2.5, 97.5], axis=0))
+    band = np.percentile(resample_weights(strata, RESAMPLES, seed) @ table, [2.5, 97.5], axis=0)
+    return [[float(value) for value in row] for row in band]
 
 
 def cells(scored: Scored) -> list[Cell]:
@@ -223,7 +246,6 @@ def cells(scored: Scored) -> list[Cell]:
     for case in scored.cases:
         for temperature in scored.temperatures:
             values = scored.values[case.id, temperature]
-            redundancy = values["redundancy"]
             found.append(
                 Cell(
                     scenario=case.scenario,
@@ -232,7 +254,7 @@ def cells(scored: Scored) -> list[Cell]:
                     temperature=temperature,
                     quality=values["quality"],
                     degenerate=values["degenerate"],
-                    diversity=None if redundancy is None else 1 - redundancy,
+                    diversity=values["diversity"],
                     consistency=values["agreement"],
                     entropy=values["entropy"],
                     n=scored.n[case.id],

@@ -80,7 +80,7 @@ class SweepOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_temperatures(text: str) -> list[float]:
-    """`0.1:1.5:0.2` (both ends, if the last step reaches the second) or `0.2,0.7,1`: rising, in [0, 2], at most MOST."""
+    """`0.1:1.5:0.2` (both ends, where the steps meet it) or `0.2,0.7,1`: rising, in [0, 2], MOST of them."""
     try:
         if ":" in text:
             start, stop, step = (Decimal(part.strip()) for part in text.split(":"))

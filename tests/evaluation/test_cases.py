@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from gateway.evaluation.cases import SCENARIOS, CaseError, choose, digest, load_cases, shipped_cases
-from gateway.evaluation.checks import RougeRecall, UnitTests, quality
+from gateway.evaluation.checks import RougeRecall, UnitTests, prose_language, quality
 from gateway.evaluation.constraints import Answer
+from gateway.evaluation.degeneration import signs
 from gateway.evaluation.tokens import tokens
 
 GOOD = {
@@ -45,6 +46,7 @@ def test_every_case_can_be_answered_and_a_refusal_does_not_pass(case):
     for check in case.checks:
         assert check.score(good) >= (0.5 if isinstance(check, RougeRecall) else 1.0), check
     assert len(tokens(GOOD[case.id])) <= case.max_tokens
+    assert not signs(GOOD[case.id], prose_language(case.checks, case.lang), finish="stop").degenerate
     cheap = [check for check in case.checks if not isinstance(check, UnitTests)]
     for bad in ("", "Sorry, I cannot help with that.", "抱歉，我无法回答这个问题。"):
         assert quality(case.checks if len(cheap) < 2 else cheap, answer(case, bad)) < 1.0

@@ -65,6 +65,13 @@ def test_wrong_language(text, lang, expected):
     assert wrong_language(text, lang) is expected
 
 
+def test_json_and_code_have_no_language_but_still_no_foreign_script():
+    reply = '{"category": "物流", "urgent": true, "order": "A20871"}'
+    assert signs(reply, "zh").language
+    assert not signs(reply, None).degenerate
+    assert signs(reply + "Привет", None).script
+
+
 def test_script_shares_by_hand():
     assert scripts("ab中文") == {"latin": 0.5, "han": 0.5}
     assert scripts("123 !?") == {}

@@ -94,7 +94,9 @@ def test_means_and_intervals_over_prompts():
         for sample in both(case, ["a cat", "a cat"], ["a cat", "a cat"] if i % 2 else ["no", "no"])
     ]
     points = {
-        (p.scenario, p.temperature): p for p in summarise(score(make_header(cases), samples)) if p.metric == "quality"
+        (p.scenario, p.temperature): p
+        for p in summarise(score(make_header(cases), samples))[0]
+        if p.metric == "quality"
     }
     cold, hot = points["own", LOW], points["own", HIGH]
     assert (cold.value, cold.low, cold.high, cold.prompts, cold.n) == (1.0, 1.0, 1.0, 8, 2)
@@ -109,7 +111,7 @@ def test_no_interval_below_eight_prompts_and_languages_stay_apart():
         make_case(i, lang=lang, scenario=name) for name in ("one", "two") for lang in ("en", "zh") for i in range(4)
     ]
     samples = [sample for case in cases for sample in both(case, ["a cat", "x"], ["a cat", "y"])]
-    points = [p for p in summarise(score(make_header(cases), samples)) if p.metric == "quality"]
+    points = [p for p in summarise(score(make_header(cases), samples))[0] if p.metric == "quality"]
     assert {(p.scenario, p.lang, p.prompts) for p in points} == {
         ("one", "en", 4), ("one", "zh", 4), ("two", "en", 4), ("two", "zh", 4), (ALL, "en", 8), (ALL, "zh", 8)
     }  # fmt: skip
@@ -135,7 +137,7 @@ def test_metrics_without_logprobs_are_missing_not_zero():
     ]
     scored = score(make_header([case]), blind)
     assert scored.values[case.id, LOW]["tail_rate"] is None
-    assert not [p for p in summarise(scored) if p.metric in ("tail_rate", "entropy")]
+    assert not [p for p in summarise(scored)[0] if p.metric in ("tail_rate", "entropy")]
     assert [cell.entropy for cell in cells(scored)] == [None, None]
 
 
@@ -148,3 +150,14 @@ def test_embeddings_replace_the_surface():
     assert scored.semantic
     assert scored.values[case.id, LOW]["dispersion"] == pytest.approx(1.0)
     assert scored.values[case.id, LOW]["vendi"] == pytest.approx(2.0)
+
+
+def test_a_change_is_paired_by_prompt():
+    cases = [make_case(i) for i in range(8)]
+    # half of the prompts are hard, each loses exactly .5: the curve's intervals have width, the difference's has none
+    easy, hard = (["a cat"] * 2, ["no"] * 2), (["far too many words, cat"] * 2, ["far too many words"] * 2)
+    samples = [sample for i, case in enumerate(cases) for sample in both(case, *(hard if i % 2 else easy))]
+    points, changes = summarise(score(make_header(cases), samples))
+    quality = next(change for change in changes if change.metric == "quality")
+    assert (quality.cold, quality.hot, quality.low, quality.high, quality.prompts) == (0.75, 0.25, -0.5, -0.5, 8)
+    assert all(p.high - p.low > 0.1 for p in points if p.metric == "quality")
