@@ -82,9 +82,9 @@ def score(header: Header, samples: Sequence[Sample], embed: Embed | None = None)
     by_cell: dict[tuple[str, float], list[Sample]] = defaultdict(list)
     for sample in sorted(curve, key=lambda sample: (sample.asked, sample.sample)):
         by_cell[sample.case, sample.temperature].append(sample)
-    made = Counter((sample.case, sample.asked) for sample in curve)
+    asked = Counter((sample.case, sample.asked) for sample in curve)
     n = {
-        case.id: min(*(made[case.id, asked] for asked in wanted), *(len(by_cell[case.id, t]) for t in temperatures))
+        case.id: min([asked[case.id, t] for t in wanted] + [len(by_cell[case.id, t]) for t in temperatures])
         for case in header.setup.cases
     }
     cases = [case for case in header.setup.cases if n[case.id] >= 2]
@@ -93,7 +93,7 @@ def score(header: Header, samples: Sequence[Sample], embed: Embed | None = None)
         for case in cases
         for t in temperatures
     }
-    texts = {(case, t): [sample.text for sample in made[: n[case]]] for (case, t), made in by_cell.items()}
+    texts = {(case, t): [sample.text for sample in cell[: n[case]]] for (case, t), cell in by_cell.items()}
     _add_self_repetition(cases, temperatures, texts, values)
     return Scored(
         cases=cases,

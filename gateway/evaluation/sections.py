@@ -175,7 +175,8 @@ def verification(found: dict[str, Any] | None) -> str:
         asked = entry.get("asked") if entry.get("asked") is not None else applied
         measured, error = estimate.get("temperature"), estimate.get("error")
         shown = "–" if measured is None else f"{measured:.2f}" + (f" ± {error:.2f}" if error is not None else "")
-        rest = " · ".join(f"{name} {value}" for name, value in _evidence(estimate, omnibus) if value is not None)
+        evidence = [f"{name} {value}" for name, value in _evidence(estimate, omnibus) if value is not None]
+        rest = " · ".join([*evidence, *([entry["problem"]] if entry.get("problem") else [])])
         rows.append([f"{asked:g}" if asked is not None else "–", shown, _verdict(entry.get("passed")), escape(rest)])
     heads = [say("asked"), say("measured"), say("verdict"), ""]
     whole = _verdict(found.get("passed"))

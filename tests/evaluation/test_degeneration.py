@@ -11,6 +11,8 @@ def test_repetition_by_hand():
     assert repetition(list("abcdabcd")) == pytest.approx(1 / 5)
     assert repetition(list("abcd")) == 0.0
     assert repetition(list("ab")) == 0.0
+    # 天天向上天天向上 。: 天天向上 天向上天 向上天天 上天天向 天天向上 天向上。: 5 different of 6
+    assert repetition(list("天天向上天天向上。")) == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from gateway.evaluation.page import page
 from gateway.evaluation.published import FIGURES, TURN_TEMPERATURES, TURN_VECTORS
 from gateway.evaluation.report import ReportOptions, report
 from gateway.evaluation.rows import Header, Hot, Sample, Setting, Setup, SweepError
+from gateway.evaluation.tiers import Chain, Estimate, Omnibus
 from gateway.evaluation.turn import turn_paper
+from gateway.evaluation.verify import AtTemperature, Verification
 from gateway.evaluation.wire import Refused, Unreachable
 from gateway.evaluation.words import BY_SCENARIO, DOUBTS, METRICS, OVERVIEW, TEXT
 from tests.evaluation.test_metrics import make_case
@@ -35,14 +37,21 @@ SETTING = Setting(
     low=0.3,
     high=0.8,
 )
-VERIFIED = {
-    "passed": False,
-    "model": "m-7b",
-    "temperatures": [
-        {"asked": 0.7, "passed": True, "tier_b": {"temperature": 0.71, "error": 0.02, "z": 0.4, "positions": 900}},
-        {"asked": 1.3, "passed": False, "problem": "no top_logprobs"},
+VERIFIED = Verification(
+    base_url="http://127.0.0.1:8001",
+    model="m-7b",
+    preset=None,
+    temperatures=[
+        AtTemperature(
+            asked=0.7,
+            chain=Chain(temperature=0.7),
+            tier_b=Estimate(z=0.4, temperature=0.71, error=0.02, positions=900, skipped=0),
+            tier_c=Omnibus(g=12.0, p=0.41, draws=400, skipped=0),
+        ),
+        AtTemperature(asked=1.3, problem="the engine gives no top_logprobs"),
     ],
-}
+    warmth=None,
+).document()
 
 
 def make_sweep(*, prompts=20, toy=False, scenarios=("own",), model="m-7b"):
@@ -151,6 +160,8 @@ def test_a_recommendation_is_drawn_where_there_is_one(findings, whole):
 
 def test_verification_is_shown_with_its_verdicts(whole):
     assert "0.71 ± 0.02" in whole
+    assert "z +0.40 · p 0.410 · n = 900" in whole
+    assert "the engine gives no top_logprobs" in whole
     assert 'class="fail"' in whole
     assert 'class="pass"' in whole
 
