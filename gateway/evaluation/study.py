@@ -108,14 +108,14 @@ class Study:
 
     def _cap(self) -> float | None:
         """The lowest turning point of the languages plus the objective's offset; None: no entropies, or none turns."""
-        entropies = self.grid.values.get("entropy")
-        if entropies is None or len(self.grid.temperatures) < 4 or not (entropies > 0).all():
+        if "entropy" not in self.grid.values:
             return None
-        points = [
-            turning_point(self.grid.temperatures, entropies[self._rows(lang)].mean(axis=0).tolist())
-            for lang in set(self.grid.langs)
-        ]
-        found = [point for point in points if point is not None]
+        found = []
+        for lang in set(self.grid.langs):
+            means = self.grid.values["entropy"][self._rows(lang)].mean(axis=0)
+            curve = [(t, h) for t, h in zip(self.grid.temperatures, means.tolist(), strict=True) if h > 0]  # not T = 0
+            if len(curve) >= 4 and (point := turning_point(*zip(*curve, strict=True))) is not None:
+                found.append(point)
         return round(min(found) + self.goal.turn_offset, 6) if found else None
 
     def _rows(self, lang: str) -> Flags:
@@ -153,25 +153,21 @@ class Study:
         return values, values[best] - values <= errors + 1e-12
 
     def points(self) -> list[Point]:
+        alpha, before = self.options.alpha, [None] * self.start
         spreads = {name: resampled(self.weights, values) for name, values in self.grid.values.items()}
-        means = {name: values.mean(axis=0) for name, values in self.grid.values.items()}
         ends = {name: np.quantile(spread, (0.025, 0.975), axis=0) for name, spread in spreads.items()}
-        safe, points = self.safe(), []
-        for i, t in enumerate(self.grid.temperatures):
-            k = i - self.start
-            losses = (
-                [float(np.quantile(loss[:, k], self.options.alpha)) for loss in self.losses.values()] if k >= 0 else []
+        losses = [np.quantile(loss, alpha, axis=0) for loss in self.losses.values()]
+        worst = [*before, *(np.min(losses, axis=0).tolist() if losses else [None] * len(self.degenerate[0]))]
+        degenerate = [*before, *np.quantile(self.degenerate, 1 - alpha, axis=0).tolist()]
+        safe = [*before, *self.safe().tolist()]
+        return [
+            Point(
+                temperature=t,
+                means={name: float(values[:, i].mean()) for name, values in self.grid.values.items()},
+                intervals={name: (float(end[0, i]), float(end[1, i])) for name, end in ends.items()},
+                loss_bound=worst[i],
+                degenerate_bound=degenerate[i],
+                safe=bool(safe[i]),
             )
-            points.append(
-                Point(
-                    temperature=t,
-                    means={name: float(mean[i]) for name, mean in means.items()},
-                    intervals={name: (float(end[0, i]), float(end[1, i])) for name, end in ends.items()},
-                    loss_bound=min(losses, default=None),
-                    degenerate_bound=float(np.quantile(self.degenerate[:, k], 1 - self.options.alpha))
-                    if k >= 0
-                    else None,
-                    safe=k >= 0 and bool(safe[k]),
-                )
-            )
-        return points
+            for i, t in enumerate(self.grid.temperatures)
+        ]
