@@ -35,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_message_bytes: int = 16 * 1024
     log_retention_days: float = 0.0
     secret: str | None = None
+    ui_port: int = 8002
 
 
 DESCRIPTIONS: Final[Mapping[str, str]] = {
@@ -55,6 +56,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "write_timeout": "seconds without progress before a reader that does not read is dropped",
     "log_message_bytes": "how much of a long message the log keeps, in bytes",
     "log_retention_days": "days after which exchanges are deleted from the log; 0 keeps them",
+    "ui_port": "port of the chat that `tempera up` starts",
     "secret": "secret for hashing users and conversations; default: made once, in the data directory",
 }
 PREFIX: Final = "TEMPERA_"
@@ -83,6 +85,11 @@ def read(environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
 def secret_of(variable: str, environ: Mapping[str, str] | None = None) -> str | None:
     """The value of a variable that an upstream names as its key; None when unset or empty."""
     return (os.environ if environ is None else environ).get(variable) or None
+
+
+def for_child(**extra: str) -> dict[str, str]:
+    """The environment for a process of ours: this one's, and what it has to know besides."""
+    return {**os.environ, **extra}
 
 
 def _kind(kind: Any) -> str:

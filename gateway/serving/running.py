@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 
 from gateway.policy.config import Config
+from gateway.serving import chat
 from gateway.serving.app import create_app
 from gateway.serving.engine import EmbeddedEngine, EngineError
 from gateway.serving.server import make_server
@@ -47,19 +48,34 @@ def serve(start: Start) -> int:
 
 
 async def _serve(start: Start) -> int:
-    async with _engine(start) as settings:
+    async with _engine(start) as settings, contextlib.AsyncExitStack() as beside:
         front = create_app(settings, start.config, start.degenerate)
         address = f"http://{settings.host}:{settings.port}"
-
-        def started() -> None:
-            if start.welcome:
-                print(_WELCOME.format(url=address, upstream=settings.upstream or "presets.yaml"), flush=True)
-            else:
-                _log.info("listening on %s, revision %s", address, start.config.revision)
-
-        server = make_server(front, settings, started)
-        await server.serve()
+        listening = asyncio.Event()
+        server = make_server(front, settings, listening.set)
+        serving = asyncio.create_task(server.serve())
+        waiting = asyncio.create_task(listening.wait())
+        await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if listening.is_set():
+            await _welcome(start, settings, address, beside)
+        await serving
         return 0 if server.started else 1
+
+
+async def _welcome(start: Start, settings: Settings, address: str, beside: contextlib.AsyncExitStack) -> None:
+    """Say what runs where; with the chat, once it answers."""
+    if not start.welcome:
+        _log.info("listening on %s, revision %s", address, start.config.revision)
+        return
+    where = "left out"
+    if start.chat:
+        print("Starting the chat ...", flush=True)
+        try:
+            where = await beside.enter_async_context(chat.beside(address, settings))
+        except chat.ChatError as error:
+            where = f"not running: {error}"
+    print(_WELCOME.format(url=address, upstream=settings.upstream or "presets.yaml", chat=where), flush=True)
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +104,9 @@ async def _say_death(engine: EmbeddedEngine) -> None:
 
 _WELCOME = """
   engine    {upstream}
-  gateway   {url}/v1      API docs: {url}/docs
+  gateway   {url}/v1
+  API docs  {url}/docs
+  chat      {chat}
 
 Try it:
 
