@@ -129,6 +129,7 @@ def _doubts(header: Header, samples: Sequence[Sample], scored: Scored, toy: bool
         sum(case.scenario == scenario and case.lang == lang for case in scored.cases) < 8
         for scenario, lang in {(case.scenario, case.lang) for case in scored.cases}
     )
+    settings = header.setup.settings.values()
     cut = sum(sample.finish == "length" for sample in samples) > 0.1 * max(len(samples), 1)
     found = {
         "toy": toy,
@@ -137,7 +138,8 @@ def _doubts(header: Header, samples: Sequence[Sample], scored: Scored, toy: bool
         "few_prompts": few,
         "cut_short": cut,
         "no_logprobs": all(sample.tokens is None for sample in samples),
-        "system_prompt": any(setting.system_prompt for setting in header.setup.settings.values()),
+        "hot": any(s.hot is not None and s.hot.above < max(scored.temperatures) for s in settings),
+        "system_prompt": any(setting.system_prompt for setting in settings),
         "surface": not scored.semantic,
         "diversity_alone": True,
         "checks": True,

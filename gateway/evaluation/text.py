@@ -32,7 +32,7 @@ def markdown(findings: Findings, lang: Tongue) -> str:
 
     lines = [f"# {say('subtitle')}: {findings.model}", "", _about(findings, lang), ""]
     if findings.toy:
-        lines += [f"> **{say('toy_banner')}.** {DOUBTS['toy'].say(lang)}", ""]
+        lines += [f"> **{DOUBTS['toy'].say(lang)}**", ""]
     scenario = figures.overall(findings)
     lines += [f"## {say('together')}", "", *_curves(findings, scenario, (*OVERVIEW, "entropy"), lang), ""]
     lines += [f"## {say('recommended')}", "", *_advice(findings, lang), ""]

@@ -159,6 +159,10 @@ DOUBTS: dict[str, Both] = {
         "suffer from that at every temperature alike.",
         "超过一成的回复被本次扫描的长度上限截断；形式和完整性检查在各个温度上都会因此偏低。",
     ),
+    "hot": Both(
+        "A preset adds parameters above a temperature; from there on its curves show both effects together.",
+        "有的预设在高于某一温度时会附加参数；此后的曲线是两种作用的叠加。",
+    ),
     "no_logprobs": Both(
         "The engine gave no log-probabilities: tail tokens and entropy are missing.",
         "引擎没有返回对数概率，因此没有尾部词和熵。",
@@ -195,7 +199,6 @@ VERDICTS = {
 TEXT: dict[str, Both] = {
     "title": Both("What temperature does", "温度的影响"),
     "subtitle": Both("Temperature report", "温度报告"),
-    "toy_banner": Both("Not a quality result", "不是质量结论"),
     "glance": Both("At a glance", "概览"),
     "from_to": Both("From the coldest to the hottest temperature", "从最低温度到最高温度"),
     "together": Both("All scenarios together", "全部场景合计"),
@@ -211,14 +214,12 @@ TEXT: dict[str, Both] = {
     "recommended_range": Both("recommended range", "推荐范围"),
     "band": Both("95% interval over prompts", "按提示重采样的 95% 区间"),
     "metric": Both("Metric", "指标"),
-    "change": Both("change", "变化"),
     "prompts": Both("prompts", "个提示"),
     "samples_each": Both("samples each", "个样本/提示"),
     "n_is": Both("prompts × samples", "提示数 × 样本数"),
     "model": Both("Model", "模型"),
     "parameters": Both("parameters", "参数"),
     "profile": Both("profile", "规模"),
-    "created": Both("swept", "扫描时间"),
     "revision": Both("presets", "预设版本"),
     "neutral": Both("no preset: other parameters neutral", "无预设：其他参数为中性值"),
     "with": Both("with", "同时使用"),
@@ -233,18 +234,12 @@ TEXT: dict[str, Both] = {
     "verdict": Both("verdict", "结论"),
     "pass": Both("pass", "通过"),
     "fail": Both("fail", "未通过"),
-    "value": Both("value", "数值"),
-    "interval": Both("95% interval", "95% 区间"),
-    "scenario": Both("Scenario", "场景"),
     "language": Both("Language", "语言"),
     "ours": Both("this sweep", "本次扫描"),
-    "source": Both("Source", "来源"),
     "novelty": Both(
         "NoveltyBench: different answers among 10 samples, and their utility-weighted number",
         "NoveltyBench：10 个样本中不同答案的个数，及按效用加权后的个数",
     ),
-    "left_out": Both("Left out", "未计入"),
-    "turn_left_out": Both("turning point", "拐点"),
 }
 
 LANGUAGES = {"zh": Both("Chinese", "中文"), "en": Both("English", "英文")}

@@ -183,7 +183,7 @@ def test_a_toy_model_is_called_one_everywhere(lang, tmp_path):
     header, samples = make_sweep(prompts=4, toy=True)
     sweep = write_sweep(tmp_path / "s.jsonl", header, samples)
     report(ReportOptions(sweep=sweep, formats=("md",), lang=lang), lambda line: None)
-    assert TEXT["toy_banner"].say(lang) in (tmp_path / "s.md").read_text()
+    assert DOUBTS["toy"].say(lang) in (tmp_path / "s.md").read_text()
     assert findings_of(prompts=4, toy=True, allow_toy=True).recommendations
     assert not findings_of(prompts=4, toy=True, allow_toy=False, verification=None).recommendations
 
