@@ -268,9 +268,16 @@ async def test_a_large_head_is_fine_whatever_comes_with_it(head):
 
 
 async def test_framing_is_bounded_between_pieces_and_not_in_all():
-    piece = [b"1;" + b"x" * 1000 + b"\r\n", b"!\r\n"]
-    head = CHUNKED[:-2] + b"a: " + b"x" * 64_000 + b"\r\n\r\n"
-    assert await play([head, *piece * 100, b"0\r\n\r\n"]) == (200, b"!" * 100, True)
+    connection = Connection("engine", Timeouts(), lambda _: None, lambda _: None)
+    connection.connection_made(Wire())
+    task = asyncio.ensure_future(connection.exchange(b"", b""))
+    await asyncio.sleep(0)
+    connection.data_received(CHUNKED[:-2] + b"a: " + b"x" * 64_000 + b"\r\n\r\n")
+    reply = await task
+    for _ in range(100):
+        connection.data_received(b"1;" + b"x" * 1000 + b"\r\n")
+        connection.data_received(b"!\r\n")
+        assert await reply.read() == b"!"
 
 
 @pytest.mark.parametrize("head", [b"a: b\r\n" * 256, b"a: " + b"x" * 66_000 + b"\r\n"], ids=["257 headers", "66 KB"])
@@ -630,7 +637,7 @@ FAULTS = {  # name: (script, error, what can be read before it)
     "status 2000": invalid(b"HTTP/1.1 2000 OK\r\n\r\n"),
     "status 099": invalid(b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n"),
     "status 700": invalid(b"HTTP/1.1 700 X\r\nContent-Length: 0\r\n\r\n"),
-    "1xx with a body": invalid(b"HTTP/1.1 102 X\r\nContent-Length: 4\r\n\r\nevil" + OK),
+    "1xx with a body": invalid(b"HTTP/1.1 199 X\r\nContent-Length: 4\r\n\r\nevil" + OK),
     "CR in a header": invalid(HEAD + b"X-A: a\rX-B: b\r\nContent-Length: 0\r\n\r\n"),
     "LF in a header": invalid(HEAD + b"X-A: a\nX-B: b\r\nContent-Length: 0\r\n\r\n"),
     "folded header": invalid(HEAD + b"X-A: a\r\n b\r\nContent-Length: 0\r\n\r\n"),
@@ -709,6 +716,21 @@ async def test_every_way_of_not_connecting_is_unavailable(monkeypatch, error, te
         await post(Pool("http://engine:8000"))
     assert 1 <= caught.value.retry_after <= 5
     assert "engine:8000" in caught.value.message
+
+
+async def test_a_connection_lost_as_soon_as_made_is_not_kept(monkeypatch):
+    async def create_connection(factory, *_, **__):
+        connection = factory()
+        connection.connection_made(Wire())
+        connection.connection_lost(None)
+
+    pool = Pool("http://engine:8000")
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "get_running_loop", lambda: Loop(create_connection))
+        with pytest.raises(UpstreamReset):
+            await post(pool)
+    async with asyncio.timeout(PATIENCE):
+        await pool.close()
 
 
 class Loop:
@@ -914,6 +936,17 @@ async def test_an_early_answer_is_delivered_and_its_connection_not_reused(then):
         assert await fetch(pool, bytes(16 * 1024 * 1024)) == (413, b"big")
         assert await fetch(pool) == (200, b"ok")
         assert server.connections == 2
+
+
+async def test_an_engine_that_hangs_up_on_an_upload_is_noticed_before_the_upload_ends():
+    async def script(reader, writer, _):
+        reader._transport.pause_reading()
+        writer.write_eof()
+        await asyncio.sleep(2 * PATIENCE)
+
+    async with pool_to(script) as (pool, _):
+        with pytest.raises(UpstreamReset):
+            await post(pool, bytes(16 * 1024 * 1024))
 
 
 async def test_a_slow_reader_stops_the_engine_not_the_memory():
