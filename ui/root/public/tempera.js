@@ -1,0 +1,38 @@
+// Runs before the page's own script. Knows nothing of the chat's contents.
+(() => {
+  // Language: the page follows navigator.language, the server our cookie. The switch in the header changes both.
+  const cookie = document.cookie.match(/(?:^|; )tempera-lang=([\w-]+)/);
+  const language = cookie ? cookie[1] : navigator.language || 'en-US';
+  const keep = (tag) => { document.cookie = `tempera-lang=${tag};path=/;max-age=31536000;samesite=lax`; };
+  Object.defineProperty(navigator, 'language', { get: () => language });
+  document.documentElement.lang = language;
+  keep(language);
+
+  document.addEventListener('click', (event) => {
+    const target = event.target instanceof Element ? event.target : null;
+    const link = target?.closest('button, a');
+    if (link && (link.matches('a[href="#language"]') || link.querySelector('a[href="#language"]'))) {
+      event.preventDefault();
+      event.stopPropagation();
+      keep(language.startsWith('zh') ? 'en-US' : 'zh-CN');
+      location.reload();
+      return;
+    }
+    // Closing the parameters must not undo them, as Chainlit would: they apply as they are moved.
+    const closing = target?.closest('#chat-settings-sidebar-title button, [role=dialog]:has(#confirm-sidebar) > button');
+    if (closing) {
+      event.preventDefault();
+      event.stopPropagation();
+      document.getElementById('confirm-sidebar').click();
+    }
+  }, true);
+
+  // The parameters stand open where there is room for them.
+  if (matchMedia('(min-width: 1100px)').matches) {
+    const watch = new MutationObserver(() => {
+      const gear = document.getElementById('chat-settings-header-button');
+      if (gear) { watch.disconnect(); gear.click(); }
+    });
+    watch.observe(document.documentElement, { childList: true, subtree: true });
+  }
+})();
