@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from gateway.policy.document import Document, Path, Problem
 from gateway.policy.experiments import Experiment, problems
-from gateway.policy.params import PARAMS, Param
+from gateway.policy.params import MAX_GENERATION, PARAMS, Param
 from gateway.policy.presets import Arm, Preset, PresetFile, build_guard, build_rules, narrow
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
@@ -258,7 +258,8 @@ def schema() -> dict[str, Any]:
 
 def _number_schema(param: Param) -> dict[str, Any]:
     low = {"exclusiveMinimum" if param.open_low else "minimum": min((param.low, *param.off))}
-    return {"type": "integer" if param.integer else "number", "maximum": param.high} | low
+    high = MAX_GENERATION if param.name == "max_tokens" else param.high
+    return {"type": "integer" if param.integer else "number", "maximum": high} | low
 
 
 def _rule_schema(value: dict[str, Any], bounds: bool = False) -> dict[str, Any]:

@@ -21,7 +21,6 @@ Number = int | float
 Value = int | float | str | tuple[str, ...]
 
 MAX_GENERATION: Final = 8192  # tokens; caps what a client asks for
-_INT_MAX: Final = 2**31 - 1
 
 
 class Param(msgspec.Struct, frozen=True):
@@ -40,10 +39,10 @@ class Param(msgspec.Struct, frozen=True):
 
     @property
     def domain(self) -> str:
-        """For messages: `[0, 2]`, `(0, 1]`, `an integer >= 1, or -1 or 0 for off`."""
+        """For messages: `a number in (0, 1]`, `an integer >= 1`, `an integer in [1, 9], or -1 or 0 for off`."""
         if self.integer:
-            top = f"[{self.low}, {self.high}]" if self.high < _INT_MAX else f">= {self.low}"
-            return f"an integer {top}" + (", or -1 or 0 for off" if self.off else "")
+            span = f">= {self.low}" if self.high == math.inf else f"in [{self.low}, {self.high}]"
+            return f"an integer {span}" + (", or -1 or 0 for off" if self.off else "")
         return f"a number in {'(' if self.open_low else '['}{self.low}, {self.high}]"
 
     def holds(self, value: object) -> bool:
@@ -71,12 +70,12 @@ class Param(msgspec.Struct, frozen=True):
 _TABLE: Final = (
     Param("temperature", 0, 2, 1),
     Param("top_p", 0, 1, 1, open_low=True),
-    Param("top_k", 1, _INT_MAX, 0, integer=True, off=(-1, 0)),
+    Param("top_k", 1, 2**31 - 1, 0, integer=True, off=(-1, 0)),
     Param("min_p", 0, 1, 0),
     Param("repetition_penalty", 0, 2, 1, open_low=True),
     Param("presence_penalty", -2, 2, 0),
     Param("frequency_penalty", -2, 2, 0),
-    Param("max_tokens", 1, _INT_MAX, None, integer=True),
+    Param("max_tokens", 1, math.inf, None, integer=True),
 )
 PARAMS: Final[Mapping[str, Param]] = MappingProxyType({param.name: param for param in _TABLE})
 CHOICES: Final = Param("n", 1, 16, None, integer=True)
@@ -156,7 +155,8 @@ def resolve(guard: Guard, asked: Mapping[str, Value], context: int | None = None
     hot = guard.hot
     if hot is not None and values["temperature"] > hot.above:  # type: ignore[operator]
         pinned = {name for name, rule in guard.rules.items() if rule.pin is not None}
-        values |= {name: value for name, value in hot.values.items() if name not in asked and name not in pinned}
+        free = {name: value for name, value in hot.values.items() if name not in asked and name not in pinned}
+        values |= {name: clamp(PARAMS[name], guard.rules.get(name, _FREE), value) for name, value in free.items()}
     return Effective(values, tuple(changed), dict(asked))
 
 
@@ -221,6 +221,6 @@ def _cap(values: dict[str, Value], asked: Mapping[str, Value], context: int | No
     cap = min(MAX_GENERATION, context or MAX_GENERATION)
     if limit > cap:  # type: ignore[operator]
         values["max_tokens"] = cap
-        if "max_tokens" in asked:
-            changed[:] = [a for a in changed if a.name != "max_tokens"]
+        changed[:] = [a for a in changed if a.name != "max_tokens"]
+        if asked.get("max_tokens", cap) != cap:
             changed.append(Adjustment("max_tokens", asked["max_tokens"], cap, "cap"))
