@@ -5,43 +5,41 @@ engine was there.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.vllm import environment
-from tests.vllm.server import Engine, serve
+from tests.vllm.server import NEUTRAL_DEFAULTS, Engine, serve
 
 HERE = Path(__file__).parent
-SKIPPED = pytest.mark.skip(reason="needs a real vLLM: run `make test-vllm`")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.environ.get("TEMPERA_TEST_VLLM") == "1":
-        return
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(SKIPPED)
+ENGINE_KEY = "engine-key"
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def asked_for() -> None:
+    """Everything that needs the real engine depends on this."""
+    if os.environ.get("TEMPERA_TEST_VLLM") != "1":
+        pytest.skip("needs a real vLLM: run `make test-vllm`")
+
+
+@pytest.fixture(scope="session")
+def engine(asked_for: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """vLLM as the product is deployed: `--generation-config vllm`."""
-    yield from _started(tmp_path_factory, "neutral", "vllm")
+    yield from _started(tmp_path_factory.mktemp("neutral"), NEUTRAL_DEFAULTS)
 
 
 @pytest.fixture(scope="session")
-def inheriting_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """vLLM as it starts by default: the model's `generation_config.json` (here Qwen2.5's) fills in for requests."""
-    yield from _started(tmp_path_factory, "inheriting", "auto")
+def inheriting_engine(asked_for: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """vLLM as it starts by default: the model's `generation_config.json` (here Qwen2.5's) fills in. Wants a key."""
+    yield from _started(tmp_path_factory.mktemp("inheriting"), ("--generation-config", "auto", "--api-key", ENGINE_KEY))
 
 
-def _started(tmp_path_factory: pytest.TempPathFactory, name: str, generation_config: str) -> Iterator[Engine]:
-    log = tmp_path_factory.mktemp("vllm") / f"{name}.log"
+def _started(at: Path, flags: Sequence[str]) -> Iterator[Engine]:
     try:
-        with serve(log, ("--generation-config", generation_config)) as engine:
+        with serve(at / "vllm.log", flags) as engine:
             yield engine
     except environment.NotSetUp as missing:
         pytest.fail(str(missing), pytrace=False)

@@ -57,6 +57,16 @@ class Engine:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def core(self) -> int:
+        """The process id of its engine core, the child that runs the model; without it the server is an empty shell."""
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                if f"PPid:\t{self.process.pid}\n" not in status.read_text():
+                    continue
+                if (status.parent / "cmdline").read_bytes().startswith(b"VLLM::EngineCore"):
+                    return int(status.parent.name)
+        raise AssertionError("the engine core is not among the server's children")
+
     def running(self) -> int:
         """How many requests the engine is working on now."""
         found = _RUNNING.search(httpx.get(f"{self.base_url}/metrics", trust_env=False).text)
@@ -92,6 +102,20 @@ def serve(log: Path, flags: Sequence[str] = NEUTRAL_DEFAULTS) -> Iterator[Engine
         yield engine
     finally:
         stop(process)
+
+
+def known_flags() -> set[str]:
+    """Every long flag the installed engine's own argument parser knows."""
+    asked = (
+        "from vllm.entrypoints.launchers.cli_args import make_arg_parser as parser;"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser as Parser;"
+        "print('flags:', *parser(Parser())._option_string_actions)"
+    )
+    where = environment.ready()
+    answer = subprocess.run(
+        [environment.python_of(where), "-c", asked], cwd=where, capture_output=True, text=True, check=True
+    )
+    return {flag for line in answer.stdout.splitlines() if line.startswith("flags: ") for flag in line.split()[1:]}
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
