@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Engine, Integer, cast, func, select
+from sqlalchemy import ColumnElement, Engine, Integer, Select, cast, func, select
 
 from gateway import stats
 from gateway.log.feedback import counted
@@ -34,7 +34,7 @@ class Bin(msgspec.Struct, kw_only=True):
     tokens: float | None
     ttft_ms: float | None
     duration_ms: float
-    votes: int
+    votes: int = 0
     feedback: float | None = None
     feedback_interval: tuple[float, float] | None = None
     judged: int = 0
@@ -53,23 +53,22 @@ def by_temperature(
     """The bins, by preset and temperature. Raises store.Away."""
     step = cast(func.round(temperature() / width), Integer)
     conditions = [*filters.conditions(), temperature().is_not(None)]
+    said = {(row["preset"], row["step"]): row for row in rows_of(engine, _votes(step, conditions, metric))}
     bins = []
-    for row in rows_of(engine, _summary(step, conditions, metric)):
+    for row in rows_of(engine, _summary(step, conditions)):
         at = row.pop("step")
-        votes, total, squares = row["votes"], row.pop("total"), row.pop("squares")
         means = {name: _number(row[name]) for name in ("tokens", "ttft_ms", "duration_ms")}
         found = Bin(temperature=round(at * width, 6), **(row | means))
-        if votes:
-            arm = stats.Arm(votes, total, squares)
-            found.feedback, found.feedback_interval = arm.mean, stats.mean_interval(arm)
+        if votes := said.get((found.preset, at)):
+            arm = stats.Arm(votes["votes"], votes["total"], votes["squares"])
+            found.votes, found.feedback, found.feedback_interval = arm.n, arm.mean, stats.mean_interval(arm)
         if degenerate is not None:
             _judge(found, _texts(engine, [*conditions, _c.preset == found.preset, step == at]), degenerate)
         bins.append(found)
     return bins
 
 
-def _summary(step: ColumnElement[Any], conditions: list[ColumnElement[bool]], metric: str) -> Any:
-    votes = counted(metric)
+def _summary(step: ColumnElement[Any], conditions: list[ColumnElement[bool]]) -> Select[Any]:
     return (
         select(
             _c.preset,
@@ -79,14 +78,26 @@ def _summary(step: ColumnElement[Any], conditions: list[ColumnElement[bool]], me
             func.avg(output_tokens()).label("tokens"),
             func.avg(_c.ttft_ms).label("ttft_ms"),
             func.avg(_c.duration_ms).label("duration_ms"),
-            func.count(votes.c.value).label("votes"),
-            func.sum(votes.c.value).label("total"),
-            func.sum(votes.c.value * votes.c.value).label("squares"),
         )
-        .join(votes, votes.c.exchange_id == _c.id, isouter=True)
         .where(*conditions)
         .group_by(_c.preset, step)
         .order_by(_c.preset, step)
+    )
+
+
+def _votes(step: ColumnElement[Any], conditions: list[ColumnElement[bool]], metric: str) -> Select[Any]:
+    votes = counted(metric)
+    return (
+        select(
+            _c.preset,
+            step.label("step"),
+            func.count().label("votes"),
+            func.sum(votes.c.value).label("total"),
+            func.sum(votes.c.value * votes.c.value).label("squares"),
+        )
+        .select_from(votes.join(exchanges, _c.id == votes.c.exchange_id))
+        .where(*conditions)
+        .group_by(_c.preset, step)
     )
 
 

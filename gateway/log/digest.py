@@ -80,22 +80,14 @@ _NUL: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 def _clean(row: Row, redact: Redact | None) -> Row:
     """No NUL (PostgreSQL holds none), neither plain nor written in JSON, and nothing that `redact` takes out."""
-    changed = {}
-    for name in COLUMNS:
-        value = getattr(row, name)
-        if not isinstance(value, str):
-            continue
-        clean = value
-        if name in JSON_COLUMNS:
-            if "\\u0000" in clean:
-                clean = _NUL.sub(r"\1\\ufffd", clean)
-        elif "\0" in clean:
-            clean = clean.replace("\0", "\ufffd")
-        if redact is not None:
-            clean = redact(clean)
-        if clean is not value:
-            changed[name] = clean
-    return msgspec.structs.replace(row, **changed) if changed else row
+    texts = {name: value for name in COLUMNS if isinstance(value := getattr(row, name), str)}
+    whole = "\n".join(texts.values())  # nearly always there is nothing to do, and one look tells
+    if "\0" not in whole and "\\u0000" not in whole and (redact is None or redact(whole) == whole):
+        return row
+    for name, value in texts.items():
+        clean = _NUL.sub(r"\1\\ufffd", value) if name in JSON_COLUMNS else value.replace("\0", "\ufffd")
+        texts[name] = redact(clean) if redact is not None else clean
+    return msgspec.structs.replace(row, **texts)
 
 
 def redactor(secrets: Iterable[str], pattern: str | None = None) -> Redact:

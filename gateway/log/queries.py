@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Double, Engine, Select, and_, cast, func, or_, select
 
 from gateway.log.row import first_id
-from gateway.log.schema import OWN_REQUEST_ID, config_snapshots, exchanges, feedback
+from gateway.log.schema import NOT_OK, OWN_REQUEST_ID, config_snapshots, exchanges, feedback
 from gateway.log.store import border
 
 PAGE: Final = 50
@@ -41,6 +41,8 @@ class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def conditions(self) -> list[ColumnElement[bool]]:
         names = ("preset", "protocol", "outcome", "experiment", "variant", "unit", "key", "revision")
         given = [_c[name] == value for name in names if (value := getattr(self, name)) is not None]
+        if self.outcome not in (None, "ok"):
+            given.append(NOT_OK)
         if self.since is not None:
             given.append(_c.id >= first_id(self.since))
         if self.until is not None:
@@ -114,4 +116,6 @@ def snapshot(engine: Engine, revision: str) -> str | None:
 
 def rows_of(engine: Engine, query: Select[Any]) -> list[dict[str, Any]]:
     with border(engine), engine.connect() as connection:
-        return [dict(row) for row in connection.execute(query).mappings()]
+        result = connection.execute(query)
+        names = list(result.keys())
+        return [dict(zip(names, row, strict=True)) for row in result]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import JSON, Boolean, Column, Double, Index, MetaData, String, Table, Text
+from sqlalchemy import JSON, Boolean, Column, Double, Index, MetaData, String, Table, Text, literal_column
 from sqlalchemy.dialects.postgresql import JSONB
 
 REVISION: Final = "0001"  # the newest migration
@@ -48,10 +48,12 @@ exchanges = Table(
 )
 _c = exchanges.c
 Index("exchanges_by_preset", _c.preset, _c.id)
+NOT_OK: Final = _c.outcome != literal_column("'ok'")  # literal, so that planners see that the index holds the answer
 OWN_REQUEST_ID: Final = _c.request_id != _c.id  # most clients send none: only the others are indexed
 for name, columns, condition in (
     ("exchanges_by_response", (_c.response_id,), _c.response_id.is_not(None)),
     ("exchanges_by_request", (_c.request_id,), OWN_REQUEST_ID),
+    ("exchanges_by_outcome", (_c.outcome, _c.id), NOT_OK),
     ("exchanges_by_unit", (_c.experiment, _c.unit), _c.experiment.is_not(None)),
 ):
     Index(name, *columns, sqlite_where=condition, postgresql_where=condition)

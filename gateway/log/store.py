@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ class Refused(Exception):
 
 
 _CHUNK: Final = 50  # rows per SQLite statement: each statement lets go of the interpreter once, each row costs 12 us
+_REST: Final = 0.0002  # seconds between two chunks
 _PG_LOCK: Final = 0x74656D70  # the advisory lock that one migration at a time holds
 _alembic = threading.Lock()  # Alembic keeps its context in module globals
 
@@ -147,7 +149,7 @@ def write(engine: Engine, items: Sequence[Item]) -> int:
 
     Raises Away when the database takes nothing now, Refused when it does not take these items.
     """
-    rows = [msgspec.structs.astuple(item) for item in items if isinstance(item, Row)]
+    rows = [item for item in items if isinstance(item, Row)]
     insert = _insert_sqlite if engine.dialect.name == "sqlite" else _insert_postgresql
     with border(engine), engine.begin() as connection:
         for item in items:
@@ -169,28 +171,37 @@ _ONE: Final = _sqlite_statement(1)
 _MANY: Final = _sqlite_statement(_CHUNK)
 
 
-def _insert_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> int:
+def _chunks(rows: list[Row]) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows as tuples, a chunk at a time, with a rest after each: whoever waits for the interpreter gets it then."""
+    for start in range(0, len(rows), _CHUNK):
+        if start:
+            time.sleep(_REST)
+        yield [msgspec.structs.astuple(row) for row in rows[start : start + _CHUNK]]
+
+
+def _insert_sqlite(connection: Connection, rows: list[Row]) -> int:
     new = 0
-    whole = len(rows) - len(rows) % _CHUNK
-    for start in range(0, whole, _CHUNK):
-        flat = tuple(value for row in rows[start : start + _CHUNK] for value in row)
-        new += connection.exec_driver_sql(_MANY, flat).rowcount
-    if rest := rows[whole:]:
-        new += connection.exec_driver_sql(_ONE, rest).rowcount
+    for chunk in _chunks(rows):
+        if len(chunk) == _CHUNK:
+            flat = tuple(value for row in chunk for value in row)
+            new += connection.exec_driver_sql(_MANY, flat).rowcount
+        else:
+            new += connection.exec_driver_sql(_ONE, chunk).rowcount
     return new
 
 
 _FROM_INCOMING: Final = f"INSERT INTO exchanges ({_NAMES}) SELECT {_NAMES} FROM incoming ON CONFLICT (id) DO NOTHING"  # noqa: S608
 
 
-def _insert_postgresql(connection: Connection, rows: list[tuple[Any, ...]]) -> int:
+def _insert_postgresql(connection: Connection, rows: list[Row]) -> int:
     """COPY into a table of the session, then one INSERT: a third of the client's time of any other way."""
     connection.exec_driver_sql("CREATE TEMP TABLE IF NOT EXISTS incoming (LIKE exchanges) ON COMMIT DELETE ROWS")
     driver: Any = connection.connection.driver_connection
     with driver.cursor() as cursor:
         with cursor.copy(f"COPY incoming ({_NAMES}) FROM STDIN") as copy:
-            for row in rows:
-                copy.write_row(row)
+            for chunk in _chunks(rows):
+                for row in chunk:
+                    copy.write_row(row)
         cursor.execute(_FROM_INCOMING)
         return int(cursor.rowcount)
 

@@ -65,7 +65,7 @@ class Log:
             self._loader.chores.append(retention.chore(self.engine, options.retention_days))
         self._options = options
         self._redact = redact
-        self._queue: SimpleQueue[tuple[int, RawExchange | Snapshot] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[int, RawExchange | Item] | None] = SimpleQueue()
         self._closed = False
         # Changed by the offering thread only:
         self._offered = self._put_in = self._bytes_in = 0
@@ -103,14 +103,25 @@ class Log:
             self._refused["sampled"] += 1
         else:
             body = 0 if plan is None else len(plan.body)
-            self._put(1024 + body + len(exchange.request) + sum(map(len, exchange.reply)), exchange)
+            size = 1024 + body + len(exchange.request) + sum(map(len, exchange.reply))
+            if self.queued + size < self._options.queue_limit // 2:
+                self._put(size, exchange)
+            else:  # the writer is behind: reading it here costs this thread some 0.1 ms and saves most of the memory
+                row = digest(exchange, self._redact, self._options.message_limit)
+                self._put(_weight(row), row)
 
     def snapshot(self, revision: str, yaml: str) -> None:
         """Keeps the presets and prompts of a revision, so that its rows can be traced to them. As `offer`."""
-        self._put(len(yaml), Snapshot(revision, yaml))
+        item = Snapshot(revision, yaml)
+        self._put(_weight(item), item)
 
-    def _put(self, size: int, item: RawExchange | Snapshot) -> None:
-        if self._closed or self._bytes_in - self._bytes_out + size > self._options.queue_limit:
+    @property
+    def queued(self) -> int:
+        """Bytes in the queue."""
+        return self._bytes_in - self._bytes_out
+
+    def _put(self, size: int, item: RawExchange | Item) -> None:
+        if self._closed or self.queued + size > self._options.queue_limit:
             self._refused["closed" if self._closed else "queue_full"] += 1
             return
         self._bytes_in += size
@@ -149,7 +160,7 @@ class Log:
             if len(self._items) >= options.batch:
                 return True
             if now >= rest_at:
-                if self._bytes_in - self._bytes_out < options.queue_limit // 2 and not self._closed:
+                if self.queued < options.queue_limit // 8 and not self._closed:
                     time.sleep(_SLICE)
                 rest_at = time.monotonic() + _SLICE
             while queue.empty():
@@ -162,15 +173,17 @@ class Log:
             entry = queue.get_nowait()
         return False
 
-    def _take(self, size: int, offered: RawExchange | Snapshot) -> None:
+    def _take(self, size: int, offered: RawExchange | Item) -> None:
         self._bytes_out += size
         self._taken += 1
         self._reading = True
-        item = offered if isinstance(offered, Snapshot) else digest(offered, self._redact, self._options.message_limit)
+        if isinstance(offered, RawExchange):
+            item: Item = digest(offered, self._redact, self._options.message_limit)
+        else:
+            item = offered
         self._reading = False
         self._items.append(item)
-        if isinstance(item, Row):
-            self._size += 1024 + len(item.messages or "") + len(item.text or "")
+        self._size += _weight(item)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Waits until all that was offered before is in the database; False if it is not after `timeout` seconds."""
@@ -217,7 +230,7 @@ class Log:
         dropped = refused | dict(tally.dropped) | {"unreadable": self._unreadable}
         return {
             "offered": self._offered,
-            "queued_bytes": self._bytes_in - self._bytes_out,
+            "queued_bytes": self.queued,
             "written": tally.written,
             "duplicates": tally.duplicates,
             "spooled": tally.spooled,
@@ -230,3 +243,10 @@ class Log:
             "database_error": loader.database_error,
             "spool_error": loader.spool_error,
         }
+
+
+def _weight(item: Item) -> int:
+    """About the bytes that an item takes in memory."""
+    if isinstance(item, Row):
+        return 2048 + len(item.messages or "") + len(item.text or "")
+    return len(item.yaml)

@@ -44,6 +44,7 @@ def upgrade() -> None:
     for name, columns, condition in (
         ("exchanges_by_response", ["response_id"], "response_id IS NOT NULL"),
         ("exchanges_by_request", ["request_id"], "request_id != id"),
+        ("exchanges_by_outcome", ["outcome", "id"], "outcome != 'ok'"),
         ("exchanges_by_unit", ["experiment", "unit"], "experiment IS NOT NULL"),
     ):
         where = sa.text(condition)
