@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import chainlit as cl
+from chainlit import server
 from chainlit.chat_settings import ChatSettings
-from chainlit.server import app
 from chainlit.session import BaseSession
 from chainlit.types import ThreadDict
 
@@ -31,7 +32,9 @@ GRACE: Final = 3.0  # seconds in which a lost connection may come back before it
 _running: Final[WeakKeyDictionary[BaseSession, asyncio.Task[Any]]] = WeakKeyDictionary()
 _reapers: Final[set[asyncio.Task[None]]] = set()
 
-app.add_middleware(Guard, login=SETTINGS.login)
+server.app.add_middleware(Guard, login=SETTINGS.login)
+_page: Final = server.get_html_template
+server.get_html_template = lambda root: re.sub(r"<link[^>]*https?://[^>]*>", "", _page(root))  # fonts and a CDN's KaTeX
 
 
 @cl.data_layer

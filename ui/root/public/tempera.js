@@ -2,11 +2,15 @@
 (() => {
   // Language: the page follows navigator.language, the server our cookie. The switch in the header changes both.
   const cookie = document.cookie.match(/(?:^|; )tempera-lang=([\w-]+)/);
-  const language = cookie ? cookie[1] : navigator.language || 'en-US';
+  const wanted = cookie ? cookie[1] : navigator.language || 'en-US';
+  const language = wanted.startsWith('zh') ? 'zh-CN' : wanted;
   const keep = (tag) => { document.cookie = `tempera-lang=${tag};path=/;max-age=31536000;samesite=lax`; };
   Object.defineProperty(navigator, 'language', { get: () => language });
   document.documentElement.lang = language;
   keep(language);
+
+  // Light or dark as the system says, until somebody chooses.
+  if (!localStorage.getItem('vite-ui-theme')) localStorage.setItem('vite-ui-theme', 'system');
 
   document.addEventListener('click', (event) => {
     const target = event.target instanceof Element ? event.target : null;

@@ -15,14 +15,14 @@ export default function Used() {
   const { params = {}, adjusted = [], tokens, seconds, finish } = props;
   const used = Object.entries(params).filter(([name, value]) => NEUTRAL[name] !== value);
   const parts = used.map(([name, value]) => `${NAMES[name] || name} ${value}`);
-  if (tokens) parts.push(zh ? `${tokens} 词元` : `${tokens} tok`, `${seconds} s`);
+  if (tokens) parts.push(zh ? `${tokens} 词元` : `${tokens} tokens`, `${seconds} s`);
   if (FINISH[finish]) parts.push(FINISH[finish]);
   return (
-    <div className="tempera-used flex flex-wrap items-center gap-x-2 gap-y-1 text-xs text-muted-foreground tabular-nums">
+    <div className="tempera-used">
       <span>{parts.join(' · ')}</span>
       {adjusted.map(({ name, asked, used, by }) => (
-        <span key={name} className="tempera-adjusted inline-flex items-center gap-1 rounded-full px-2 py-0.5 bg-amber-500/15 text-amber-800 dark:text-amber-300">
-          {NAMES[name] || name} {asked} <ArrowRight className="!size-3" /> {used} · {WHY[by] || by}
+        <span key={name} className="tempera-adjusted">
+          {NAMES[name] || name} {asked} <ArrowRight /> {used} · {WHY[by] || by}
         </span>
       ))}
     </div>
