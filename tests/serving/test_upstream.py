@@ -455,10 +455,10 @@ async def test_rest_counts_from_the_end_of_the_last_exchange():
     async def script(reader, writer, _):
         while True:
             await request_on(reader)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.8)
             writer.write(OK)
 
-    async with pool_to(script, timeouts=Timeouts(keepalive=0.4)) as (pool, server):
+    async with pool_to(script, timeouts=Timeouts(keepalive=0.7)) as (pool, server):
         for _ in range(2):
             await fetch(pool)
         assert server.connections == 1
@@ -821,28 +821,28 @@ async def test_the_idle_deadline_counts_from_the_last_piece():
     async def script(reader, writer, _):
         await request_on(reader)
         writer.write(CHUNKED)
-        for _ in range(8):
+        for _ in range(12):
             await asyncio.sleep(0.1)
             writer.write(b"2\r\nhi\r\n")
         await reader.read()
 
-    async with pool_to(script, timeouts=Timeouts(idle=0.4)) as (pool, _):
+    async with pool_to(script, timeouts=Timeouts(idle=0.8)) as (pool, _):
         got, held = bytearray(), []
-        with pytest.raises(UpstreamTimeout, match=r"sent nothing more for 0\.4 s"):
+        with pytest.raises(UpstreamTimeout, match=r"sent nothing more for 0\.8 s"):
             await collect(pool, got, held)
-        assert got == b"hi" * 8
+        assert got == b"hi" * 12
         held[0].close()
 
 
 async def test_a_head_late_by_more_than_the_idle_time_is_not_idle():
     async def script(reader, writer, _):
         await request_on(reader)
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.8)
         writer.write(CHUNKED)
         await asyncio.sleep(0.1)
         writer.write(b"2\r\nhi\r\n0\r\n\r\n")
 
-    async with pool_to(script, timeouts=Timeouts(idle=0.3)) as (pool, _):
+    async with pool_to(script, timeouts=Timeouts(idle=0.6)) as (pool, _):
         assert await fetch(pool) == (200, b"hi")
 
 
@@ -894,7 +894,7 @@ async def test_a_slow_upload_that_moves_is_not_cut():
             await asyncio.sleep(0.02)
         writer.write(OK)
 
-    async with pool_to(script, timeouts=Timeouts(write=0.3)) as (pool, _):
+    async with pool_to(script, timeouts=Timeouts(write=0.6)) as (pool, _):
         assert await fetch(pool, bytes(24 * 1024 * 1024)) == (200, b"ok")
 
 
