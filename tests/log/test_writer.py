@@ -137,8 +137,9 @@ def test_a_bug_in_reading_costs_one_row(start_log: Start, monkeypatch: pytest.Mo
     assert log.stats()["dropped"] == {"unreadable": 1}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_server() -> Iterator[postgres.Postgres]:
+    """A server that may be stopped without anybody else noticing."""
     with postgres.running() as server:
         yield server
 
