@@ -161,7 +161,7 @@ async def run(options: Options, progress: Say = lambda line: None) -> Verificati
         for temperature in asked:
             found.append(await _at(subject, temperature))
             progress(found[-1].line())
-        warmth = None if options.preset else await _warmth(subject, [t for t in asked if t is not None])
+        warmth = None if options.preset else await _warmth(subject)
         for line in warmth.lines() if warmth else ():
             progress(line)
         model = options.model or (await client.models())[0].id
@@ -279,13 +279,14 @@ async def _tier_a(subject: Subject, temperature: float | None, chain: Chain) -> 
     return max(gaps, default=None)
 
 
-async def _warmth(subject: Subject, asked: list[float]) -> Warmth:
-    """Tier D, at the coldest, the middle and the hottest temperature, with nothing cut."""
+async def _warmth(subject: Subject) -> Warmth | None:
+    """Tier D, at temperatures too far apart for little text to hide it, nothing cut; None where T = 0 is changed."""
     free = {"max_tokens": 48, "top_k": 0, "top_logprobs": 1}
     greedy = [await subject.ask(PROMPTS[0], 0.0, **free) for _ in range(5)]
-    ordered = sorted(asked if len(asked) > 1 else TEMPERATURES)
+    if any("temperature" in reply.adjusted for reply in greedy):
+        return None
     heats = []
-    for temperature in sorted({ordered[0], ordered[len(ordered) // 2], ordered[-1]}):
+    for temperature in (TEMPERATURES[0], TEMPERATURES[2], TEMPERATURES[-1]):
         replies = await asyncio.gather(*(subject.ask(prompt, temperature, **free) for prompt in PROMPTS))
         texts = [[p.sampled.logprob for p in choice.positions] for reply in replies for choice in reply.choices]
         heats.append(tiers.heat(temperature, [text for text in texts if text]))
