@@ -144,6 +144,8 @@ class File:
         self.lost = 0
         data, at = os.pread(self.descriptor, _READ, self.offset), 0
         while len(items) < most and self.offset + at < self.size:
+            if len(data) - at < 4 <= self.size - self.offset - at:
+                break  # the length lies across the end of this reading: the next one begins there
             length = int.from_bytes(data[at : at + 4])
             end = at + 4 + length
             if end > len(data) and at == 0 and 4 + length <= self.size - self.offset:
