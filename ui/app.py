@@ -119,8 +119,11 @@ async def asked(message: cl.Message) -> None:
     session, task = cl.context.session, asyncio.current_task()
     assert task is not None
     if (previous := _running.get(session)) and previous is not task and not previous.done():
-        previous.cancel()  # an edited message takes its own unfinished answer's place
+        previous.cancel()  # a message was edited while its answer was being written
         await asyncio.wait([previous])
+        messages = cl.chat_context.get()
+        for late in messages[messages.index(message) + 1 :]:
+            await late.remove()
     session.current_task = _running[session] = task  # after an edit, Chainlit leaves it unset and could not stop it
     view = (message.modes or {}).get("view", "chat")
     cl.user_session.set("view", view)
