@@ -35,8 +35,8 @@ def file_with(parameters: str) -> str:
             "    parameters:\n      temperature: {min: 0.6, max: 1, default: 0.8}\n",
         ),
         (
-            "    parameters:\n      temperature:  # t\n        default: 0.9  # a\n        max: 1.2  # b\n",
-            "    parameters:\n      temperature:  # t\n        min: 0.6\n        default: 0.8  # a\n        max: 1  # b\n",
+            "    parameters:\n      temperature:\n        default: 0.9  # a\n        max: 1.2  # b\n",
+            "    parameters:\n      temperature:\n        min: 0.6\n        default: 0.8  # a\n        max: 1  # b\n",
         ),
         (
             "    parameters:\n      # nucleus\n      top_p: 0.9\n",
