@@ -43,6 +43,11 @@ ELEMENTS = _table("elements", thread_id=True, for_id=True)
 THUMBS = _table("thumbs")
 
 
+def _replace(connection: Connection, table: Table, **row: Any) -> None:
+    connection.execute(delete(table).where(table.c.id == row["id"]))
+    connection.execute(insert(table).values(row))
+
+
 class Thumbs(BaseDataLayer):
     """No history. A thumb's id is the id of the run it is for, which is the request id that the gateway knows."""
 
@@ -105,11 +110,7 @@ class History(Thumbs):
         return await asyncio.get_running_loop().run_in_executor(self._thread, transact)
 
     async def _put(self, table: Table, **row: Any) -> None:
-        def replace(connection: Connection) -> None:
-            connection.execute(delete(table).where(table.c.id == row["id"]))
-            connection.execute(insert(table).values(row))
-
-        await self._do(replace)
+        await self._do(lambda connection: _replace(connection, table, **row))
 
     async def _find(self, table: Table, **key: str) -> list[Any]:
         """The bodies of the rows that match, in the order of the table's time column if it has one."""
@@ -174,16 +175,18 @@ class History(Thumbs):
     async def update_thread(self, thread_id: str, **changes: Any) -> None:
         """Changes what is given and not None, among name, user_id, metadata and tags; metadata is merged."""
         given = {name: value for name, value in changes.items() if value is not None}
-        user_id = given.pop("user_id", None)
-        found = await self._find(THREADS, id=thread_id)
-        body = (
-            found[0] if found else {"id": thread_id, "createdAt": utc_now(), "name": None, "tags": None, "metadata": {}}
-        )
-        if user_id:
-            owners = await self._find(USERS, id=user_id)
-            body |= {"userId": user_id, "userIdentifier": owners[0]["identifier"] if owners else None}
-        body |= given | {"metadata": body["metadata"] | given.get("metadata", {})}
-        await self._put(THREADS, id=thread_id, user_id=body.get("userId"), changed_at=utc_now(), body=body)
+        owner = given.pop("user_id", None)
+
+        def change(connection: Connection) -> None:
+            old = connection.scalar(select(THREADS.c.body).where(THREADS.c.id == thread_id))
+            body = old or {"id": thread_id, "createdAt": utc_now(), "name": None, "tags": None, "metadata": {}}
+            if owner:
+                user = connection.scalar(select(USERS.c.body).where(USERS.c.id == owner)) or {}
+                body |= {"userId": owner, "userIdentifier": user.get("identifier")}
+            body |= given | {"metadata": body["metadata"] | given.get("metadata", {})}
+            _replace(connection, THREADS, id=thread_id, user_id=body.get("userId"), changed_at=utc_now(), body=body)
+
+        await self._do(change)
 
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         found = await self._find(THREADS, id=thread_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tests.contract.targets import gateway
 from tests.fakes import FakeEngine
 from tests.ui.processes import chat
 
+os.environ.setdefault("CHAINLIT_APP_ROOT", tempfile.mkdtemp(prefix="chainlit-"))  # it writes there when imported
 pytest.importorskip("chainlit", reason="the chat is not installed (extra: ui)")
 
 OPERATOR = "the-operators-key"

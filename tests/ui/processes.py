@@ -1,4 +1,4 @@
-"""The chat as its users start it, in a process of its own, and a visitor who speaks Chainlit's protocol without a browser."""
+"""The chat as its users start it, in a process of its own, and a visitor who speaks its protocol without a browser."""
 
 from __future__ import annotations
 

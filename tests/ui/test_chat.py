@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes import Fault, FakeEngine
+from tests.fakes import FakeEngine, Fault
 from tests.ui.conftest import OPERATOR
 from tests.ui.processes import PATIENCE, Visitor, visiting
 
