@@ -137,7 +137,7 @@ class Loader:
                 store.prepare(self._engine)
                 self.opened = True
             self._work(self.spool)
-            if time.monotonic() >= self._idle_at:
+            if time.monotonic() >= self._idle_at and not self._halt.is_set():
                 self._look_around()
         except store.Away as error:
             if self.database_error is None:

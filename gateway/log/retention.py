@@ -17,6 +17,7 @@ from gateway.log.store import border
 
 _DAY: Final = 86400.0
 _HOUR: Final = 3600.0
+_SPELL: Final = 0.25  # seconds of purging at a time: the caller has rows to write
 
 
 def purge(engine: Engine, before: float, most: int = 1000) -> int:
@@ -30,12 +31,14 @@ def purge(engine: Engine, before: float, most: int = 1000) -> int:
 
 
 def chore(engine: Engine, days: float) -> Callable[[], None]:
-    """A function to call every few seconds: it purges until nothing is left that is too old, then rests for an hour."""
+    """A function to call every few seconds: a short while of purging, and an hour's rest when nothing is too old."""
     rest_until = 0.0
 
     def purge_if_due() -> None:
         nonlocal rest_until
-        if time.monotonic() >= rest_until and purge(engine, time.time() - days * _DAY) == 0:
-            rest_until = time.monotonic() + _HOUR
+        now = time.monotonic()
+        while rest_until <= time.monotonic() < now + _SPELL:
+            if purge(engine, time.time() - days * _DAY) == 0:
+                rest_until = now + _HOUR
 
     return purge_if_due

@@ -38,8 +38,12 @@ _PG_LOCK: Final = 0x74656D70  # the advisory lock that one migration at a time h
 _alembic = threading.Lock()  # Alembic keeps its context in module globals
 
 
+def default_path(data_dir: Path) -> Path:
+    return data_dir / "log.db"
+
+
 def default_url(data_dir: Path) -> str:
-    return f"sqlite:///{data_dir / 'log.db'}"
+    return f"sqlite:///{default_path(data_dir)}"
 
 
 def connect(url: str) -> Engine:

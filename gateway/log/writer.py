@@ -53,6 +53,8 @@ class Log:
     def __init__(self, options: Options, redact: Redact | None = None) -> None:
         self.engine = store.connect(options.database_url or store.default_url(options.data_dir))
         options.data_dir.mkdir(parents=True, exist_ok=True)
+        if options.database_url is None:  # what people wrote is not for everybody on this machine
+            store.default_path(options.data_dir).touch(mode=0o600)
         spool = options.data_dir / "spool"
         self._loader = Loader(
             self.engine,

@@ -78,6 +78,16 @@ def test_close_writes_what_is_queued_and_refuses_the_rest(start_log: Start) -> N
     assert ids(start_log()) == offered
 
 
+def test_only_the_owner_may_read(tmp_path: Path) -> None:
+    log = Log(Options(data_dir=tmp_path / "data", interval=0.02))
+    offer(log, 3)
+    assert log.flush(10)
+    files = list((tmp_path / "data").glob("log.db*"))
+    assert len(files) == 3
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    log.close()
+
+
 def test_two_processes_share_a_database(start_log: Start) -> None:
     one, other = start_log(), start_log()
     offered = sorted([*offer(one, 300), *offer(other, 300)])
