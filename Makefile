@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pypr
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format bench ui lock clean
+.PHONY: help install run test test-vllm check format bench ui lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ run: install ## Engine, gateway and chat, with what to try first
 
 test: install ## All tests that need no GPU
 	$(PY) -m pytest
+
+test-vllm: install ## The suite against a real vLLM on the CPU (Linux; sets it up once, 3 GB in the user's cache)
+	$(PY) tests/vllm/environment.py
+	TEMPERA_TEST_VLLM=1 $(PY) -m pytest tests/vllm
 
 check: install ## Lint, types, arrows and budgets of the house
 	$(VENV)/bin/ruff check --output-format concise .
