@@ -34,10 +34,11 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class Model(Struct, frozen=True):
-    """One entry of an engine's model list; `context` is max_model_len in tokens, where the engine says it."""
+    """One entry of an engine's model list, with what the engine says of it: max_model_len in tokens, its parameters."""
 
     id: str
     context: int | None = None
+    parameters: int | None = None
 
 
 class Engine(Struct, frozen=True):

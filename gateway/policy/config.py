@@ -195,6 +195,8 @@ def _trial(
     if preset is None:
         document.report((*path, "preset"), f"there is no preset {experiment.preset!r}")
         return None
+    if preset.file.log == "off":
+        document.report((*path, "preset"), f"{preset.name!r} has log: off, so this would never have data")
     arms = {}
     for variant_name, variant in experiment.variants.items():
         here = (*path, "variants", variant_name)

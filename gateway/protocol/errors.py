@@ -11,6 +11,7 @@
     |   `-- UnsupportedMedia 415
     |-- RateLimited 429                  a limit of ours; retry_after says when to come back
     |-- Draining 503                     this process is shutting down
+    |-- LogUnavailable 503               (log/feedback.py) the log's database does not answer
     |-- Internal 500                     a fault of ours
     `-- UpstreamError 502                the engine's fault, never the client's
         |-- UpstreamAuth 502             our key to the engine is wrong

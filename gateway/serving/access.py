@@ -24,6 +24,7 @@ from gateway.protocol.errors import Unauthorized
 
 _WRONG: Final = "A valid API key is needed: Authorization: Bearer <key>."
 _PREFIX: Final = "tk-"
+KEY_PATTERN: Final = r"\btk-[A-Za-z0-9_-]{43}\b"  # a key of ours in a text: only its hash is known, so its form has to do
 _log = logging.getLogger("tempera.access")
 
 

@@ -53,6 +53,7 @@ def _models(state: State) -> APIRouter:
     def entries() -> list[dict[str, Any]]:
         engines = [
             {"id": model.id, "object": "model", "created": 0, "owned_by": upstream, "max_model_len": model.context}
+            | ({} if model.parameters is None else {"meta": {"n_params": model.parameters}})
             for upstream, engine in state.facts.engines.items()
             for model in engine.models
         ]

@@ -97,6 +97,7 @@ def read_models(body: bytes) -> tuple[Model, ...]:
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and isinstance(entry.get("id"), str):
             meta = entry.get("meta")
-            context = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else None)
-            models.append(Model(entry["id"], context if isinstance(context, int) else None))
+            known = meta if isinstance(meta, dict) else {}
+            context, size = entry.get("max_model_len") or known.get("n_ctx"), known.get("n_params")
+            models.append(Model(entry["id"], *(n if isinstance(n, int) else None for n in (context, size))))
     return tuple(models)

@@ -199,22 +199,23 @@ class Turn:
         """
         gate, exchange, send = sse.Gate(drop_usage), self.exchange, self._send
         exchange.stream = True
-        while raw := await reply.read():
+        more = True
+        while more:
+            raw = await reply.read()
+            more = not reply.complete
             if exchange.first_byte is None:
                 exchange.first_byte = _clock() - self._start
             if exchange.ttft is None and sse.has_content(raw):
                 exchange.ttft = _clock() - self._start
             self._keep(raw)
-            data = gate.feed(raw)
-            if not data:
+            data = gate.feed(raw) if more else gate.feed(raw) + gate.rest()
+            if not data and more:
                 continue
             if not self._begun:
                 await self._begin_stream(reply, data)
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        rest = gate.rest()
-        if not self._begun:
-            await self._begin_stream(reply, rest)
-        await send({"type": "http.response.body", "body": rest, "more_body": False})
+            await send(
+                {"type": "http.response.body", "body": data, "more_body": more}
+            )  # the end rides on the last event
 
     async def _begin_stream(self, reply: Reply, first: bytes) -> None:
         if first and not first.startswith(_SSE_STARTS):
