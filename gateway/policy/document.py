@@ -16,6 +16,9 @@ import yaml
 
 Path = tuple[str | int, ...]
 
+MAX_DEPTH: Final = 32
+MAX_NODES: Final = 200_000
+
 
 class Problem(msgspec.Struct, frozen=True, order=True):
     """One thing wrong with a document: the line (from 1), the dotted key, and what is wrong with it."""
@@ -37,6 +40,7 @@ class Document:
     def __init__(self, text: str) -> None:
         self.problems: list[Problem] = []
         self._lines: dict[Path, int] = {}
+        self._nodes = 0
         self.value: Any = None
         try:
             node = yaml.compose(text, Loader=_Loader)
@@ -44,10 +48,13 @@ class Document:
             mark = error.problem_mark
             line = mark.line + 1 if mark else 1
             self.problems.append(Problem(line, "", f"not valid YAML: {error.problem or error}"))
-        except yaml.YAMLError as error:
-            self.problems.append(Problem(1, "", f"not valid YAML: {error}"))
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            self.problems.append(Problem(line, "", f"not valid YAML: the character {error.character!r} is not allowed"))
+        except RecursionError:
+            self.problems.append(Problem(1, "", f"nests deeper than {MAX_DEPTH} levels"))
         else:
-            self.value = None if node is None else self._plain(node, (), text)
+            self.value = None if node is None else self._plain(node, ())
 
     def report(self, path: Path, message: str) -> None:
         self.problems.append(Problem(self.line(path), ".".join(map(str, path)), message))
@@ -58,27 +65,43 @@ class Document:
             path = path[:-1]
         return self._lines.get(path, 1)
 
-    def _plain(self, node: yaml.Node, path: Path, text: str) -> Any:
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path, text)
-        if isinstance(node, yaml.SequenceNode):
-            for index, item in enumerate(node.value):
-                self._lines[(*path, index)] = item.start_mark.line + 1
-            return [self._plain(item, (*path, index), text) for index, item in enumerate(node.value)]
-        return _scalars.construct_object(node)
+    def _plain(self, node: yaml.Node, path: Path) -> Any:
+        """The value of a node. Aliases may repeat a part of the document, but not itself and not without end."""
+        self._nodes += 1
+        if len(path) > MAX_DEPTH or self._nodes > MAX_NODES:
+            if self._nodes <= MAX_NODES + 1:
+                self.report(path[:1], f"nests deeper than {MAX_DEPTH} levels or holds over {MAX_NODES} values")
+            self._nodes += MAX_NODES
+            return None
+        try:
+            if node.tag not in _TAGS:
+                raise ValueError(f"the tag {node.tag} means nothing here")
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path)
+            if isinstance(node, yaml.SequenceNode):
+                for index, item in enumerate(node.value):
+                    self._lines[(*path, index)] = item.start_mark.line + 1
+                return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
+            return _scalars.construct_object(node)
+        except (KeyError, ValueError) as error:  # an explicit tag on a text that is nothing of the kind
+            self.problems.append(Problem(node.start_mark.line + 1, ".".join(map(str, path)), f"not valid: {error}"))
+            return None
 
-    def _mapping(self, node: yaml.MappingNode, path: Path, text: str) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
-            here = (*path, key)
             line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(Problem(line, ".".join(map(str, path)), "a key must be a word"))
+                continue
+            key = key_node.value
+            here = (*path, key)
             if key in result:
                 first = self._lines[here]
                 self.problems.append(Problem(line, ".".join(map(str, here)), f"appears twice (first on line {first})"))
                 continue
             self._lines[here] = line
-            result[key] = self._plain(value_node, here, text)
+            result[key] = self._plain(value_node, here)
         return result
 
     def convert(self, value: Any, kind: Any, path: Path = ()) -> Any:
@@ -136,11 +159,12 @@ class _Loader(yaml.SafeLoader):
     """Scalars as in YAML 1.2's core schema: no `yes`, `off`, dates, sexagesimals or octals by a leading zero."""
 
 
-_KEEP: Final = {"tag:yaml.org,2002:null", "tag:yaml.org,2002:int"}
+_TAGS: Final = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEEP]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
