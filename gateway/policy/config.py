@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -103,7 +103,9 @@ def load(text: str, read_prompt: ReadPrompt) -> Config:
             name=name,
             file=entry,
             arm=Arm(
-                build_guard(document, ("presets", name), entry),
+                build_guard(
+                    document, ("presets", name), entry.parameters, entry.when_hot, entry.on_violation == "reject"
+                ),
                 prompt(("presets", name, "system_prompt"), entry.system_prompt),
             ),
         )
@@ -130,6 +132,7 @@ def load(text: str, read_prompt: ReadPrompt) -> Config:
     )
 
 
+_NAMED: Final = ("presets", "upstreams", "experiments")
 ReadOne = Callable[[Path, str | None], str | None]
 
 
@@ -141,6 +144,8 @@ def _prompt_reader(document: Document, prompts: dict[str, str], read_prompt: Rea
             return None
         try:
             prompts[name] = prompts.get(name) or read_prompt(name).strip()
+            if not prompts[name]:
+                raise ValueError("it is empty")
         except (OSError, UnicodeDecodeError, ValueError) as error:
             document.report(path, f"cannot read the prompt {name!r}: {getattr(error, 'strerror', None) or error}")
         return prompts.get(name)
@@ -155,30 +160,39 @@ def _check_names(document: Document) -> PresetsFile | None:
     raw = document.value if isinstance(document.value, dict) else {}
     file = document.convert(document.value, PresetsFile)
     presets = _mapping(raw.get("presets"))
-    for section in ("presets", "upstreams", "experiments"):
-        for name in _mapping(raw.get(section)):
-            if not _is_name(name):
-                document.report((section, name), "a name is lower-case letters, digits, '.', '_' and '-', at most 64")
+    _check_words(document, raw)
     default = raw.get("default", "balanced")
-    if presets and default not in presets:
+    if presets and isinstance(default, str) and default not in presets:
         document.report(("default",), f"there is no preset {default!r}; there are: {', '.join(presets)}")
     if "presets" in raw and not presets:
         document.report(("presets",), "at least one preset is needed")
     upstreams = _mapping(raw.get("upstreams"))
     for name, entry in presets.items():
         upstream = entry.get("upstream") if isinstance(entry, dict) else None
-        if upstream is not None and upstream not in upstreams:
+        if isinstance(upstream, str) and upstream not in upstreams:
             document.report(("presets", name, "upstream"), f"there is no upstream {upstream!r}")
     if file is None:
         _check_rules_anyway(document, presets)
     return file  # type: ignore[no-any-return]
 
 
+def _check_words(document: Document, raw: Mapping[str, Any]) -> None:
+    """Names stand in headers, metrics and addresses."""
+    paths: list[Path] = [(section, name) for section in _NAMED for name in _mapping(raw.get(section))]
+    for name, entry in _mapping(raw.get("experiments")).items():
+        paths += [("experiments", name, "variants", variant) for variant in _mapping(_mapping(entry).get("variants"))]
+    for path in paths:
+        if not _is_name(str(path[-1])):
+            document.report(path, "a name is lower-case letters, digits, '.', '_' and '-', at most 64")
+
+
 def _check_rules_anyway(document: Document, presets: Mapping[str, Any]) -> None:
     """A file that fails elsewhere still gets its parameters checked, so that all problems come at once."""
     for name, entry in presets.items():
-        if isinstance(entry, dict) and isinstance(entry.get("parameters"), dict):
-            build_rules(document, ("presets", name, "parameters"), entry["parameters"])
+        entry, hot = _mapping(entry), _mapping(entry).get("when_hot")
+        build_guard(
+            document, ("presets", name), _mapping(entry.get("parameters")), hot if isinstance(hot, dict) else None
+        )
 
 
 def _trial(
@@ -243,7 +257,8 @@ def schema() -> dict[str, Any]:
     definitions = result["$defs"]
     parameters = {name: _parameter_schema(param) for name, param in PARAMS.items()}
     parameters["seed"] = {"anyOf": [{"type": "integer"}, _rule_schema({"type": "integer"})]}
-    texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]}
+    text = {"type": "string", "minLength": 1}
+    texts = {"anyOf": [text, {"type": "array", "items": text, "maxItems": 4}]}
     parameters["stop"] = {"anyOf": [texts, _rule_schema(texts)]}
     closed = {"type": "object", "properties": parameters, "additionalProperties": False}
     definitions["PresetFile"]["properties"]["parameters"] = closed

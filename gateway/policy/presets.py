@@ -71,11 +71,17 @@ class Preset(Struct, frozen=True, kw_only=True):
     arm: Arm
 
 
-def build_guard(document: Document, path: Path, file: PresetFile) -> Guard:
+def build_guard(
+    document: Document,
+    path: Path,
+    parameters: Mapping[str, Any],
+    when_hot: Mapping[str, Any] | None,
+    reject: bool = False,
+) -> Guard:
     """The rules of one preset; problems go to the document."""
-    rules = build_rules(document, (*path, "parameters"), file.parameters)
-    hot = _build_hot(document, (*path, "when_hot"), file.when_hot, rules) if file.when_hot is not None else None
-    return Guard(rules, hot, file.on_violation == "reject")
+    rules = build_rules(document, (*path, "parameters"), parameters)
+    hot = _build_hot(document, (*path, "when_hot"), when_hot, rules) if when_hot is not None else None
+    return Guard(rules, hot, reject)
 
 
 def build_rules(document: Document, path: Path, parameters: Mapping[str, Any]) -> dict[str, Rule]:
@@ -86,10 +92,17 @@ def build_rules(document: Document, path: Path, parameters: Mapping[str, Any]) -
         if name not in PARAMS and name not in UNJUDGED:
             document.report(here, f"unknown parameter{suggest(name, {*PARAMS, *UNJUDGED})}")
             continue
-        rule = document.convert(value, Rule, here) if isinstance(value, dict) else Rule(default=value)
+        if value is None:
+            document.report(here, "a value is missing")
+            continue
+        rule = document.convert(value, Rule, here) if isinstance(value, dict) else Rule(default=_frozen(value))
         if rule is not None and _sound(document, here, name, rule):
             rules[name] = rule
     return rules
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def narrow(document: Document, path: Path, guard: Guard, changes: Mapping[str, Rule]) -> Guard:
@@ -142,10 +155,11 @@ def _sound(document: Document, path: Path, name: str, rule: Rule) -> bool:
 def _sound_unjudged(document: Document, path: Path, name: str, rule: Rule) -> None:
     if rule.min is not None or rule.max is not None:
         document.report(path, f"{name} has no min or max")
+        return
     value = rule.default if rule.pin is None else rule.pin
     if name == "seed" and (isinstance(value, bool) or not isinstance(value, int)):
         document.report(path, f"seed must be an integer; got {value!r}")
-    texts = value if isinstance(value, list) else [value]
+    texts = value if isinstance(value, tuple) else (value,)
     if name == "stop" and not (len(texts) <= 4 and all(isinstance(text, str) and text for text in texts)):
         document.report(path, f"stop must be a string or at most 4 strings; got {value!r}")
 
