@@ -90,8 +90,11 @@ def _clean(row: Row, redact: Redact | None) -> Row:
     return msgspec.structs.replace(row, **texts)
 
 
-def redactor(secrets: Iterable[str], pattern: str | None = None) -> Redact:
-    """A function that writes `[redacted]` over each of `secrets` and over every match of the regular expression."""
+def redactor(secrets: Iterable[str], pattern: str | None = None, mark: str = "") -> Redact:
+    """A function that writes `[redacted]` over each of `secrets` and over every match of the regular expression.
+
+    Every match holds `mark`: texts without it are not searched, which matters for long ones.
+    """
     known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
     compiled = re.compile(pattern) if pattern else None
 
@@ -99,7 +102,7 @@ def redactor(secrets: Iterable[str], pattern: str | None = None) -> Redact:
         for secret in known:
             if secret in text:
                 text = text.replace(secret, REDACTED)
-        return compiled.sub(REDACTED, text) if compiled else text
+        return compiled.sub(REDACTED, text) if compiled and mark in text else text
 
     return redact
 

@@ -2,8 +2,8 @@
 
 `offer` appends to a queue that is bounded in bytes. The writer thread turns exchanges into rows in small slices, so
 that a token never waits for the interpreter longer than a slice, and hands them to the loader in batches. A row is in
-the database or in the spool at the latest two intervals after its exchange was offered: that is what a `kill -9` can
-cost. Knows nothing about SQL.
+the database or in the spool at the latest two intervals and the patience after its exchange was offered: that is what
+a `kill -9` can cost. Knows nothing about SQL.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Path
     database_url: str | None = None  # None: SQLite in data_dir
     interval: float = 0.1
+    patience: float = 0.5  # seconds a batch may wait for the database before it goes to the spool as well
     batch: int = 500
     message_limit: int = MESSAGE_LIMIT
     queue_limit: int = 32 * _MB
@@ -140,7 +141,9 @@ class Log:
             self._loader.hand(Batch(self._items, self._handed, self._size, now))
             self._items, self._size = [], 0
         self._handed = self._taken
-        self._loader.spool_late(now - self._options.interval)
+        self._loader.spool_late(
+            now - (self._options.interval if self._loader.database_error else self._options.patience)
+        )
         if now - self._synced_at >= self._options.sync_every:
             self._loader.sync()
             self._synced_at = now

@@ -23,8 +23,9 @@ from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 from gateway.protocol.errors import Unauthorized
 
 _WRONG: Final = "A valid API key is needed: Authorization: Bearer <key>."
-_PREFIX: Final = "tk-"
-KEY_PATTERN: Final = r"\btk-[A-Za-z0-9_-]{43}\b"  # a key of ours in a text: only its hash is known, so its form has to do
+KEY_MARK: Final = "tk-"
+# A key of ours in a text: only its hash is known here, so its form has to do.
+KEY_PATTERN: Final = r"tk-[A-Za-z0-9_-]{43}"
 _log = logging.getLogger("tempera.access")
 
 
@@ -132,7 +133,7 @@ def add_key(path: Path, name: str, preset: str | None = None, presets: list[str]
     keys = read_keys(path)
     if any(key.name == name for key in keys):
         raise BadKeys(f"{path}: there is a key named {name!r} already")
-    key = _PREFIX + secrets.token_urlsafe(32)
+    key = KEY_MARK + secrets.token_urlsafe(32)
     try:
         entry = convert(
             {"name": name, "hash": _digest(key.encode()), "preset": preset, "presets": presets or None}, Key

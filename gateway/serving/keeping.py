@@ -23,7 +23,7 @@ from gateway.log.exchange import RawExchange
 from gateway.log.store import Away
 from gateway.log.writer import Log, Options
 from gateway.policy.config import Config
-from gateway.serving.access import KEY_PATTERN
+from gateway.serving.access import KEY_MARK, KEY_PATTERN
 from gateway.serving.metrics import Metrics
 from gateway.serving.state import State
 from gateway.settings import Settings
@@ -40,7 +40,7 @@ def open_log(settings: Settings, hidden: list[str]) -> Log:
         message_limit=settings.log_message_bytes,
         retention_days=settings.log_retention_days,
     )
-    return Log(options, redactor(hidden, KEY_PATTERN))
+    return Log(options, redactor(hidden, KEY_PATTERN, KEY_MARK))
 
 
 def pepper(settings: Settings) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.log.exchange import Outcome, RawExchange
 from gateway.policy.plan import Plan
@@ -134,7 +135,7 @@ class Turn:
             self._task.uncancel()
         self.exchange.duration = _clock() - self._start
         if isinstance(self.outgoing, Plan):
-            self.exchange.plan = self.outgoing
+            self.exchange.plan = replace(self.outgoing, body=b"")  # the log keeps what was asked, not what was sent
         if self.exchange.protocol != "other":
             self.state.offer(self.exchange)
 
