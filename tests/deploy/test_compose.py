@@ -153,6 +153,14 @@ def test_the_gateway_names_no_setting_that_does_not_exist() -> None:
             assert variable.removeprefix("TEMPERA_").lower() in DESCRIPTIONS, variable
 
 
+def test_what_is_mounted_from_here_is_in_a_fresh_clone() -> None:
+    # Docker makes a folder, owned by root, of a source that does not exist.
+    for name, service in SERVICES.items():
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert source in FILE["volumes"] or (ROOT / source).exists(), f"{name}: {source}"
+
+
 @pytest.mark.parametrize("profile", MODES)
 def test_each_engine_serves_what_was_fetched_for_it(profile: str, tmp_path: Path) -> None:
     services = active(profile)
