@@ -41,7 +41,7 @@ class _Body(msgspec.Struct):
 class _RawBody(msgspec.Struct):
     """Chat as nearly everybody sends it: one pass, and no text is decoded that will not be kept."""
 
-    messages: list[dict[str, msgspec.Raw]]
+    messages: list[msgspec.Raw]
     instructions: None = None
     system: None = None
     input: None = None
@@ -65,6 +65,7 @@ class _Message(msgspec.Struct):
 
 _body = msgspec.json.Decoder(_Body)
 _raw_body = msgspec.json.Decoder(_RawBody)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _long_body = msgspec.json.Decoder(_LongBody)
 _encoder = msgspec.json.Encoder()
 
@@ -79,29 +80,58 @@ def read_messages(request: bytes, limit: int = MESSAGE_LIMIT) -> tuple[str | Non
             body = _body.decode(request)
             if _starts(body.messages, b"[") and not (_present(body.instructions) or _present(body.system)):
                 return bytes(body.messages).decode(), False
-        said, cut_short = _long(request, limit)
+        if (shortened := _newest_first(request, limit)) is not None:
+            return shortened
+        said = _said(_long_body.decode(request))
         if not said:
             return None, False
         share = min(limit, max(_LEAST, _MANY * limit // len(said)))
         messages, missing = zip(*(_shorten(message, share) for message in said), strict=True)
-        return _encoder.encode(messages).decode(), cut_short or any(missing)
+        return _encoder.encode(messages).decode(), any(missing)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None, False
 
 
-def _long(request: bytes, limit: int) -> tuple[list[Any], bool]:
-    """(the messages of a long request, whether a text was cut before it was decoded)."""
+def _newest_first(request: bytes, limit: int) -> tuple[str, bool] | None:
+    """Of a long chat the newest messages, `limit` bytes of them, after the beginning of the first one; `omitted` counts
+    what lies between. Those are on record already, as the newest of their own exchanges. None: not such a chat.
+    """
     try:
-        raw = _raw_body.decode(request).messages
-        cut_short = False
-        for message in raw:
-            for name, value in message.items():
-                if len(memoryview(value)) > limit + 2 and _starts(value, b'"'):
-                    message[name] = msgspec.Raw(_cut_raw(bytes(memoryview(value)[: limit + 1])))
-                    cut_short = True
-        return msgspec.json.decode(_encoder.encode(raw)), cut_short
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _said(_long_body.decode(request)), False
+        messages = _raw_body.decode(request).messages
+    except msgspec.MsgspecError:
+        return None
+    kept: list[Any] = []
+    left, missing = limit, False
+    for message in reversed(messages):
+        size = len(memoryview(message))
+        if size > left:
+            missing = True
+            if left > _LEAST:
+                kept.append(_beginning(message, left))
+            break
+        kept.append(message)
+        left -= size
+    omitted = len(messages) - len(kept)
+    if omitted:
+        kept += ([{"omitted": omitted - 1}] if omitted > 1 else []) + [_beginning(messages[0], _LEAST)]
+    return _encoder.encode(kept[::-1]).decode(), missing
+
+
+def _beginning(message: msgspec.Raw, limit: int) -> Any:
+    """A message whose texts keep `limit` bytes each; one that is an object is not decoded for it."""
+    try:
+        fields = _fields.decode(message)
+    except msgspec.MsgspecError:
+        return _shorten(msgspec.json.decode(message), limit)[0]
+    for name, value in fields.items():
+        if len(memoryview(value)) > limit + 2:
+            whole = _starts(value, b'"')
+            fields[name] = msgspec.Raw(
+                _cut_raw(bytes(memoryview(value)[: limit + 1]))
+                if whole
+                else _encoder.encode(_shorten(msgspec.json.decode(value), limit)[0])
+            )
+    return fields
 
 
 def _cut_raw(start: bytes) -> bytes:
