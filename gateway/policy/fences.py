@@ -54,7 +54,7 @@ def check(fields: Fields, opened: frozenset[str], fenced: frozenset[str] = froze
     if "media_urls" not in opened:
         for name in _MEDIA:
             raw = fields.get(name)
-            if raw is not None and _may_hold_media(bytes(raw)) and _remote(decode(raw, name)):
+            if raw is not None and _may_hold_media(name, bytes(raw)) and _remote(decode(raw, name)):
                 raise InvalidRequest(
                     f"{name}: media must be sent inline (data:...), not by address.",
                     code="media_url_not_allowed",
@@ -62,11 +62,12 @@ def check(fields: Fields, opened: frozenset[str], fenced: frozenset[str] = froze
                 )
 
 
-def _may_hold_media(raw: bytes) -> bool:
-    """A media part stands in a list inside the list of messages, under a name with `url` in it. Decoding every
-    conversation to look for pictures would cost more than everything else here.
+def _may_hold_media(name: str, raw: bytes) -> bool:
+    """A media part stands under a name with `url` in it; one of a message, in a list inside the list of messages.
+    Decoding every conversation to look for pictures would cost more than everything else here.
     """
-    return raw.find(b"[", 1) > 0 and (b"url" in raw or b"\\u" in raw)
+    parts = raw.find(b"[", 1) > 0 if name == "messages" else not raw.startswith(b'"')
+    return parts and (b"url" in raw or b"\\u" in raw)
 
 
 def _check_field(fields: Fields, name: str, fenced: bool) -> None:
@@ -89,10 +90,10 @@ def _check_field(fields: Fields, name: str, fenced: bool) -> None:
 
 
 def _remote(value: Any) -> bool:
-    """Whether a media part anywhere below points to another host."""
+    """Whether a media part anywhere below points to another host. The arguments of a tool are no media."""
     if isinstance(value, list):
         return any(_remote(item) for item in value)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or value.get("type") == "tool_use":
         return False
     if value.get("type") == "url" and "url" in value:
         return True

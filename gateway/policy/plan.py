@@ -7,7 +7,6 @@ in as Facts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -80,8 +79,10 @@ def _plan(request: Request, config: Config, facts: Facts, chosen: Chosen) -> Pla
     stream = _stream(fields)
     assignment, arm = _assign(request, config, facts, preset)
     asked = ask(request.protocol, fields, arm.guard)
-    settled = _settle(arm, engine.dialect, request.protocol, tuple(asked.items()), model.context)
-    out = _rewritten(request.protocol, fields, model.id, settled)
+    settle = _settle.__wrapped__ if "stop" in asked else _settle  # texts of any length are not worth remembering
+    key = tuple((name, value, type(value)) for name, value in asked.items())
+    settled = settle(arm, engine.dialect, request.protocol, key, model.context)
+    out = _rewritten(fields, model.id, settled)
     if arm.system_prompt is not None:
         out |= prompts.merge(request.protocol, fields, arm.system_prompt)
     usage = _ask_usage(request.protocol, fields, stream)
@@ -118,18 +119,22 @@ def ask(protocol: Protocol, fields: envelope.Fields, guard: Guard) -> dict[str, 
         for field in spellings:
             if field not in fields:
                 continue
-            try:
-                value = envelope.value(fields, field)
-            except OutOfRange as error:
-                raise with_range(protocol, error) from None
+            value = _value(protocol, fields, field)
             if value is not None:
                 param = PARAMS.get(name)
                 checked = _frozen(value) if param is None else param.check(value, field)
                 asked.setdefault(name, checked)
-    choices = envelope.value(fields, "n") if "n" in fields else None
+    choices = _value(protocol, fields, "n") if "n" in fields else None
     if choices is not None:
         CHOICES.check(choices, "n")
     return asked
+
+
+def _value(protocol: Protocol, fields: envelope.Fields, field: str) -> Any:
+    try:
+        return envelope.value(fields, field)
+    except OutOfRange as error:
+        raise with_range(protocol, error) from None
 
 
 def with_range(protocol: Protocol, error: InvalidRequest) -> InvalidRequest:
@@ -142,17 +147,16 @@ def with_range(protocol: Protocol, error: InvalidRequest) -> InvalidRequest:
     return error
 
 
-# Every spelling of what the gateway decides: taken out of the client's fields before our own are put in.
-_OWNED: Final[Mapping[Protocol, tuple[str, ...]]] = {
-    protocol: ("preset", *(field for name in PARAMS for field in names[name])) for protocol, names in ASKED.items()
-}
+# Every spelling of what the gateway decides: taken out of the client's fields before our own are put in. A name of the
+# limit that belongs to another protocol would be read by an engine that knows them all.
+_OWNED: Final = frozenset({"preset"}.union(*(names[name] for names in ASKED.values() for name in PARAMS)))
 
 
-def _rewritten(protocol: Protocol, fields: envelope.Fields, model: str, settled: Settled) -> dict[str, Any]:
+def _rewritten(fields: envelope.Fields, model: str, settled: Settled) -> dict[str, Any]:
     """The client's fields with ours in the place of every one the gateway decides."""
     out: dict[str, Any] = dict(fields)
-    for name in _OWNED[protocol]:
-        out.pop(name, None)
+    for name in _OWNED & out.keys():
+        del out[name]
     if "n" in out and bytes(out["n"]) == b"null":
         del out["n"]  # vLLM refuses it on one route
     out["model"] = model
@@ -177,10 +181,14 @@ class Settled(Struct, frozen=True):
 
 @lru_cache(maxsize=4096)
 def _settle(
-    arm: Arm, dialect: Dialect, protocol: Protocol, asked: tuple[tuple[str, Value], ...], context: int | None
+    arm: Arm, dialect: Dialect, protocol: Protocol, asked: tuple[tuple[str, Value, type], ...], context: int | None
 ) -> Settled:
-    """The same few questions are asked all day long, so the answers are remembered; nobody writes to what comes back."""
-    effective = _route(dialect, protocol, resolve(arm.guard, dict(asked), context))
+    """The same few questions are asked all day long, so the answers are remembered; nobody writes to what comes back.
+
+    The types are there because 1 and 1.0 are equal, and a client reads back what it wrote.
+    """
+    wanted = {name: value for name, value, _ in asked}
+    effective = _route(dialect, protocol, resolve(arm.guard, wanted, context))
     values = effective.values
     # A seed or stop of the client's own keeps its bytes.
     own = {name for name in UNJUDGED if name in effective.asked and effective.asked[name] == values.get(name)}
@@ -245,7 +253,9 @@ def _ask_usage(protocol: Protocol, fields: envelope.Fields, stream: bool) -> dic
     options = envelope.value(fields, "stream_options") if "stream_options" in fields else None
     if options is not None and (not isinstance(options, dict) or options.get("include_usage")):
         return None
-    return {**(options or {}), "include_usage": True}
+    # Alone it does nothing; together with ours it would put the counts into every chunk.
+    rest = {name: value for name, value in (options or {}).items() if name != "continuous_usage_stats"}
+    return rest | {"include_usage": True}
 
 
 def _variant(assignment: Assignment | None) -> tuple[Header, ...]:

@@ -32,7 +32,8 @@ def merge(protocol: Protocol, fields: Fields, prompt: str) -> dict[str, Any]:
     if raw is None:
         return {}
     if protocol == "batch":
-        return {"messages": [_conversation(conversation, prompt) for conversation in _split(raw)]}
+        conversations = _split(raw)
+        return {"messages": [_conversation(each, prompt) for each in conversations]} if conversations else {}
     return {"messages": _conversation(raw, prompt)}
 
 
@@ -40,7 +41,7 @@ def _split(raw: msgspec.Raw) -> _Messages:
     try:
         return msgspec.json.decode(raw, type=_Messages)
     except msgspec.DecodeError:
-        return []  # not a list: the engine will say so
+        return []  # not a list: left as it is, and the engine will say so
 
 
 def _conversation(raw: msgspec.Raw, prompt: str) -> Any:
