@@ -80,10 +80,12 @@ _NUL: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 def _clean(row: Row, redact: Redact | None) -> Row:
     """No NUL (PostgreSQL holds none), neither plain nor written in JSON, and nothing that `redact` takes out."""
-    texts = {name: value for name in COLUMNS if isinstance(value := getattr(row, name), str)}
-    whole = "\n".join(texts.values())  # nearly always there is nothing to do, and one look tells
+    said = (row.messages, row.text, row.asked, row.effective, row.adjustments, row.usage)
+    names = (row.response_id, row.request_id, row.finish_reason, row.key, row.preset)
+    whole = "\n".join(filter(None, said + names))  # nearly always there is nothing to do, and one look tells
     if "\0" not in whole and "\\u0000" not in whole and (redact is None or redact(whole) == whole):
         return row
+    texts = {name: value for name in COLUMNS if isinstance(value := getattr(row, name), str)}
     for name, value in texts.items():
         clean = _NUL.sub(r"\1\\ufffd", value) if name in JSON_COLUMNS else value.replace("\0", "\ufffd")
         texts[name] = redact(clean) if redact is not None else clean
