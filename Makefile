@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pypr
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-vllm check format bench ui lock clean
+.PHONY: help install run test test-vllm check format bench ui vllm lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: install ## All tests that need no GPU
 
 test-vllm: install ## The suite against a real vLLM on the CPU (Linux; sets it up once, 3 GB in the user's cache)
 	$(PY) tests/vllm/environment.py
-	TEMPERA_TEST_VLLM=1 $(PY) -m pytest tests/vllm
+	TEMPERA_TEST_VLLM=1 $(PY) -m pytest tests/vllm tests/deploy/test_vllm.py
 
 check: install ## Lint, types, arrows and budgets of the house
 	$(VENV)/bin/ruff check --output-format concise .
@@ -51,9 +51,17 @@ bench: install ## What the gateway adds: CPU and latency, engine direct against 
 ui: install ## The chat alone, in front of a gateway that runs already
 	$(VENV)/bin/tempera chat
 
+vllm: ## Stock vLLM on this machine's GPU, flags as in compose: MODE=default|long-context|small-gpu FLAGS="..."
+	@test -f .venv-vllm/.installed || { $(PYTHON) -m venv .venv-vllm && .venv-vllm/bin/python -m pip install --quiet --require-hashes -r $(LOCKS)/vllm.txt && touch .venv-vllm/.installed; }
+	@PATH="$(CURDIR)/.venv-vllm/bin:$$PATH" deploy/vllm/vllm.sh serve $(or $(MODE),default) --host 127.0.0.1 $(FLAGS)
+
+UVC = uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 lock: ## Pin the dependencies again (needs uv); the files name no registry
-	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra ui --extra embedded --extra postgres --extra redis --extra eval --extra dev pyproject.toml -o $(LOCKS)/dev.txt
-	uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra embedded --extra postgres --extra redis pyproject.toml -o $(LOCKS)/gateway.txt
+	$(UVC) --extra ui --extra embedded --extra postgres --extra redis --extra eval --extra dev pyproject.toml -o $(LOCKS)/dev.txt
+	$(UVC) -c $(LOCKS)/dev.txt --extra embedded --extra postgres --extra redis pyproject.toml -o $(LOCKS)/container-gateway.txt
+	$(UVC) -c $(LOCKS)/dev.txt --extra ui pyproject.toml -o $(LOCKS)/container-chat.txt
+	printf 'hatchling\nsetuptools\n' | $(UVC) -c $(LOCKS)/dev.txt - -o $(LOCKS)/container-build.txt
+	echo 'vllm==0.32.0' | $(UVC) - -o $(LOCKS)/vllm.txt
 
 clean: ## Remove everything that was set up or made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
