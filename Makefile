@@ -49,7 +49,7 @@ bench: install ## What the gateway adds: CPU and latency, engine direct against 
 	$(PY) benchmarks/overhead.py
 
 ui: install ## The chat alone, in front of a gateway that runs already
-	$(VENV)/bin/tempera chat
+	$(PY) -m ui
 
 vllm: ## Stock vLLM on this machine's GPU, flags as in compose: MODE=default|long-context|small-gpu FLAGS="..."
 	@test -f .venv-vllm/.installed || { $(PYTHON) -m venv .venv-vllm && .venv-vllm/bin/python -m pip install --quiet --require-hashes -r $(LOCKS)/vllm.txt && touch .venv-vllm/.installed; }

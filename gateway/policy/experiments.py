@@ -119,7 +119,7 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def hash_unit(kind: UnitKind, identifier: str, pepper: str = "") -> Unit:
-    """The unit behind a client's identifier; `pepper` is a secret of the installation, the same in all its processes."""
+    """The unit behind a client's identifier; `pepper` is a secret that all processes of an installation share."""
     return Unit(sha256(f"{pepper}\0{kind}\0{identifier}".encode()).hexdigest()[:32], kind)
 
 

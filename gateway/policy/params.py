@@ -187,7 +187,7 @@ def _judge(param: Param, rule: Rule, asked: Any, reject: bool, changed: list[Adj
 
 
 def starting(param: Param, rule: Rule) -> Number | None:
-    """The value when nobody asks: the preset's default, else the neutral one (0.7 for temperature), inside the bounds."""
+    """The value when nobody asks: the preset's default, else the neutral one (temperature: 0.7), in bounds."""
     if rule.default is not None:
         return rule.default  # type: ignore[return-value]
     base = DEFAULT_TEMPERATURE if param.name == "temperature" else param.neutral

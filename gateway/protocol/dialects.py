@@ -114,8 +114,18 @@ LLAMA_CPP: Final = Dialect(
     | {"messages": _only(_fields("messages"), *_ANTHROPIC)},
     constants={protocol: {} if protocol == "messages" else _LIKE_VLLM for protocol in _LIMIT},
     fenced=frozenset(
-        "n_predict n_cmpl min_keep dynatemp_range dynatemp_exponent mirostat mirostat_tau mirostat_eta"
-        " adaptive_target adaptive_decay".split()
+        {
+            "n_predict",
+            "n_cmpl",
+            "min_keep",
+            "dynatemp_range",
+            "dynatemp_exponent",
+            "mirostat",
+            "mirostat_tau",
+            "mirostat_eta",
+            "adaptive_target",
+            "adaptive_decay",
+        }
     ),
 )
 

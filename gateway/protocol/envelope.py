@@ -64,7 +64,10 @@ def raw(value: Any) -> msgspec.Raw:
 
 
 def value(fields: Fields, name: str) -> Any:
-    """The decoded value of one field; None when it is missing or null. Raises OutOfRange for a number no double holds."""
+    """The decoded value of one field; None when it is missing or null.
+
+    Raises OutOfRange for a number no double holds.
+    """
     raw = fields.get(name)
     return None if raw is None else decode(raw, name)
 
