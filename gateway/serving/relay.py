@@ -107,21 +107,23 @@ class Turn:
         """The whole of it. Returns when the client has its reply, an error, or has left; raises only CancelledError."""
         watcher: asyncio.Task[None] | None = None
         try:
-            body = await self._body()
-            watcher = asyncio.get_running_loop().create_task(self._watch())
-            self.outgoing = await prepare(self, body)
-            await self._exchange(self.outgoing)
-        except GatewayError as error:
-            await self._fail(error)
-        except ClientGoneError:
-            self.exchange.outcome = "client_disconnect"
-        except asyncio.CancelledError:
-            self.exchange.outcome = "client_disconnect"
+            try:
+                body = await self._body()
+                watcher = asyncio.get_running_loop().create_task(self._watch())
+                self.outgoing = await prepare(self, body)
+                await self._exchange(self.outgoing)
+            except ClientGoneError:
+                self.exchange.outcome = "client_disconnect"
+            except GatewayError as error:
+                await self._fail(error)
+            except Exception:  # noqa: BLE001 - the last resort: one request fails, with its id in the log
+                _log.exception("exchange %s failed", self.id)
+                await self._fail(Internal(f"The gateway failed on this request; its log has exchange {self.id}."))
+        except asyncio.CancelledError:  # also while an error is being told
+            if self.exchange.outcome == "ok":
+                self.exchange.outcome = "client_disconnect"
             if not self._gone:
                 raise
-        except Exception:  # noqa: BLE001 - the last resort: one request fails, with its id in the log
-            _log.exception("exchange %s failed", self.id)
-            await self._fail(Internal(f"The gateway failed on this request; its log has exchange {self.id}."))
         finally:
             self._finish(watcher)
 
@@ -206,17 +208,16 @@ class Turn:
             more = not reply.complete
             if exchange.first_byte is None:
                 exchange.first_byte = _clock() - self._start
-            if exchange.ttft is None and sse.has_content(raw):
-                exchange.ttft = _clock() - self._start
             self._keep(raw)
             data = gate.feed(raw) if more else gate.feed(raw) + gate.rest()
             if not data and more:
                 continue
+            if exchange.ttft is None and sse.has_content(data):
+                exchange.ttft = _clock() - self._start
             if not self._begun:
                 await self._begin_stream(reply, data)
-            await send(
-                {"type": "http.response.body", "body": data, "more_body": more}
-            )  # the end rides on the last event
+            # The end rides on the last event.
+            await send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _begin_stream(self, reply: Reply, first: bytes) -> None:
         if first and not first.startswith(_SSE_STARTS):
@@ -251,7 +252,8 @@ class Turn:
             return
         if not self._begun:
             self.exchange.status = error.status
-            await self._answer(error.status, [replies.JSON, *error.headers, *error.told], error.body())
+            headers = [replies.JSON, *error.headers, *error.told, *replies.no_retry(error, self.reply is not None)]
+            await self._answer(error.status, headers, error.body())
         else:
             named = self.exchange.protocol in ("responses", "messages")
             event = sse.error_event(error.body(), named)
@@ -275,8 +277,9 @@ class Turn:
         kept = self.exchange.reply
         if len(data) > KEPT:
             self.exchange.cut = True
-            kept += (data[:-KEPT_END][: KEPT - KEPT_END], data[-KEPT_END:])
-            return
+            kept.append(data[: KEPT - KEPT_END])
+            data = data[-KEPT_END:]
+            self._size += len(kept[-1])
         self._size += len(data)
         kept.append(data)
         while self._size > KEPT and len(kept) > 2:

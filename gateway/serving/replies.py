@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.protocol.errors import UpstreamAuth, UpstreamInvalidResponse, error_body
+from gateway.protocol.errors import GatewayError, UpstreamAuth, UpstreamInvalidResponse, UpstreamTimeout, error_body
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -39,6 +39,8 @@ def check_json(body: bytes) -> None:
     """Raises UpstreamInvalidResponse when a reply that should be JSON is not."""
     try:
         _check_json(body)
+        if not body.isascii():
+            body.decode()  # the decoder looks at structure only
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamInvalidResponse("The engine's reply is not valid JSON.") from None
 
@@ -65,6 +67,12 @@ def engine_error(status: int, headers: Headers, body: bytes) -> tuple[bytes, lis
     kind = "invalid_request_error" if status < 500 else "upstream_error"
     others = [header for header in kept if header[0] != b"content-type"]
     return error_body(_message(status, document, body), kind, None), [*others, JSON]
+
+
+def no_retry(error: GatewayError, answering: bool) -> list[tuple[bytes, bytes]]:
+    """`x-should-retry: false` where the engine has begun to generate: the SDKs repeat every status from 500 on."""
+    began = answering or isinstance(error, UpstreamTimeout)
+    return [(b"x-should-retry", b"false")] if began else []
 
 
 def error_code(body: bytes) -> str | None:
