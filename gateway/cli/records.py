@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def _filters(asked: dict[str, Any]) -> Any:
     from gateway.log.queries import Filters
 
     times = {name: asked.pop(name) for name in ("since", "until")}
-    stamps = {name: at.timestamp() - time.timezone for name, at in times.items() if at is not None}
+    stamps = {name: at.replace(tzinfo=UTC).timestamp() for name, at in times.items() if at is not None}
     return Filters(**asked, **stamps)
 
 
@@ -107,7 +108,7 @@ def _in_full(result: Result) -> None:
         else:
             click.echo(f"  {found.variant} - {found.control}: {found.difference:+.3f} "
                        f"[{found.low:+.3f}, {found.high:+.3f}], e = {found.max_e:.3g}")  # fmt: skip
-    if result.needed is not None and result.needed.voters_missing:
+    if result.verdict == "not yet" and result.needed is not None and result.needed.voters_missing:
         click.echo(f"  about {result.needed.voters_missing} more voters per arm to see {result.needed.detect:g}")
     reasons = "; ".join(words.reason(reason, "en") for reason in result.reasons)
     click.echo(f"\n{words.verdict(result.verdict, 'en')}" + (f": {reasons}" if reasons else ""))

@@ -6,6 +6,7 @@ Knows HTTP and what is for operators only; the questions and the answers are the
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar, get_args
@@ -13,6 +14,7 @@ from typing import Any, Final, TypeVar, get_args
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from sqlalchemy import Engine
 
 from gateway.log import feedback, page, queries, results
 from gateway.log.bins import by_temperature
@@ -53,6 +55,7 @@ def _feedback(router: APIRouter, state: State) -> None:
         """A vote on an exchange: exchange_id, response_id or request_id, name, value in [-1, 1] or null, comment."""
         state.access.admit(key_of(request.headers))
         vote = feedback.parse(await _read(request, 64 * 1024))
+        _check_texts(msgspec.structs.asdict(vote))
         row = await asyncio.to_thread(feedback.give, state.log, vote)
         return Response(msgspec.json.encode(row), 201, media_type="application/json")
 
@@ -63,6 +66,7 @@ def _exchanges(router: APIRouter, state: State) -> None:
         """The sample log, newest first: filters, `limit`, `before`; `by=temperature` or `format=jsonl|csv|parquet`."""
         state.access.check_operator(key_of(request.headers))
         asked = dict(request.query_params)
+        _check_texts(asked)
         before, form, by = asked.pop("before", None), asked.pop("format", None), asked.pop("by", None)
         limit = _whole("limit", asked.pop("limit", str(PAGE)), MOST)
         filters = _filters(asked)
@@ -83,6 +87,7 @@ def _exchanges(router: APIRouter, state: State) -> None:
     async def show_exchange(request: Request, name: str) -> Response:
         """One exchange with its feedback."""
         state.access.check_operator(key_of(request.headers))
+        _check_texts({"id": name})
         found = await _ask(lambda: queries.one(state.log.engine, name))
         if found is None:
             raise NotFound(f"There is no exchange {name[:80]!r}.", code="exchange_not_found", param="id")
@@ -92,6 +97,7 @@ def _exchanges(router: APIRouter, state: State) -> None:
     async def show_revision(request: Request, revision: str) -> Response:
         """The presets and prompts behind a revision."""
         state.access.check_operator(key_of(request.headers))
+        _check_texts({"revision": revision})
         text = await _ask(lambda: queries.snapshot(state.log.engine, revision))
         if text is None:
             raise NotFound(f"There is no revision {revision[:80]!r}.", code="revision_not_found", param="revision")
@@ -100,11 +106,16 @@ def _exchanges(router: APIRouter, state: State) -> None:
 
 async def _file(state: State, form: Any, filters: Filters) -> Response:
     try:
-        pieces = await _ask(lambda: export(state.log.engine, form, filters))
+        pieces = await _ask(lambda: _begin(state.log.engine, form, filters))
     except ValueError as error:
         raise InvalidRequest(f"{error}.", param="format") from None
     headers = {"content-disposition": f'attachment; filename="exchanges.{form}"'}
     return StreamingResponse(_pieces(pieces), headers=headers, media_type=MEDIA_TYPES[form])
+
+
+def _begin(engine: Engine, form: Any, filters: Filters) -> Iterator[bytes]:
+    queries.page(engine, filters, limit=1)  # a database that is away can still be told before the first byte
+    return export(engine, form, filters)
 
 
 def _pieces(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -152,9 +163,20 @@ def _declared(trial: Trial) -> dict[str, Any]:
 
 def _filters(asked: Mapping[str, str]) -> Filters:
     try:
-        return msgspec.convert(asked, Filters, strict=False)
+        filters = msgspec.convert(asked, Filters, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"The filters cannot be read: {error}.") from None
+    for name, value in msgspec.structs.asdict(filters).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise OutOfRange(f"{name} must be a finite number; got {value}.", param=name)
+    return filters
+
+
+def _check_texts(asked: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for U+0000, which PostgreSQL takes nowhere, not even in a comparison."""
+    for name, value in asked.items():
+        if isinstance(value, str) and "\0" in value:
+            raise InvalidRequest(f"{name} must not contain the character U+0000.", param=name)
 
 
 def _whole(name: str, text: str, most: int) -> int:

@@ -166,6 +166,7 @@ def test_the_command_says_the_same(season: Season) -> None:
     ]
     in_full = tempera(season.home, "experiments", "warmer-stories", *flags).decode().splitlines()
     assert in_full[-1] == "Ship warmer: Better than the control, and no guardrail shows harm."
+    assert not any("more voters" in line for line in in_full)
     results = json.loads(tempera(season.home, "experiments", "--json", *flags))
     timeless = {"now": 0, "days": 0}
     for result in results:
