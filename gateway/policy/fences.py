@@ -39,20 +39,26 @@ IGNORED: Final = {
 }
 MOST: Final = {"stop": 4, "stop_sequences": 4, "stop_token_ids": 128, "logit_bias": 1024, "allowed_token_ids": 1024}
 MOST_LOGPROBS: Final = 20
-_MEDIA: Final = ("messages", "input", "system")
+MEDIA: Final = ("messages", "input", "system")
 _WATCHED: Final = FENCED | IGNORED.keys() | MOST.keys() | {"top_logprobs", "logprobs"}
 
 
-def check(fields: Fields, opened: frozenset[str], fenced: frozenset[str] = frozenset()) -> None:
+def check(
+    fields: Fields,
+    opened: frozenset[str],
+    fenced: frozenset[str] = frozenset(),
+    media: tuple[str, ...] = MEDIA,
+) -> None:
     """Raises InvalidRequest (or OutOfRange) for the first field that may not pass.
 
-    `opened` are the fields the operator let through, `fenced` those that only this engine understands.
+    `opened` are the fields the operator let through, `fenced` those that only this engine understands, `media` those
+    that may hold pictures.
     """
     for name in fields.keys() & (_WATCHED | fenced):
         if name not in opened and bytes(fields[name]) != b"null":
             _check_field(fields, name, name in fenced)
     if "media_urls" not in opened:
-        for name in _MEDIA:
+        for name in media:
             raw = fields.get(name)
             if raw is not None and _may_hold_media(name, bytes(raw)) and _remote(decode(raw, name)):
                 raise InvalidRequest(

@@ -14,12 +14,13 @@ from typing import Any, Final
 import msgspec
 
 from gateway.policy.choice import Engine, Model
-from gateway.protocol.errors import UpstreamError
+from gateway.protocol.errors import UpstreamError, UpstreamInvalidResponse
 from gateway.serving.upstream import Pool
 
 MISS_INTERVAL: Final = 1.0
 STEADY_INTERVAL: Final = 30.0
 ASK_TIMEOUT: Final = 5.0
+MAX_LIST: Final = 4 * 1024 * 1024
 
 
 class Models:
@@ -72,6 +73,8 @@ class Models:
                     body = b""
                     while piece := await reply.read():
                         body += piece
+                        if len(body) > MAX_LIST:
+                            raise UpstreamInvalidResponse(f"/v1/models answered with more than {MAX_LIST} bytes")
                 finally:
                     reply.close()
         except UpstreamError as error:
@@ -90,7 +93,7 @@ def read_models(body: bytes) -> tuple[Model, ...]:
     """The models in a /v1/models reply; the context is vLLM's max_model_len or llama.cpp's meta.n_ctx."""
     try:
         document: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ()
     entries = document.get("data") if isinstance(document, dict) else None
     models = []
@@ -99,5 +102,5 @@ def read_models(body: bytes) -> tuple[Model, ...]:
             meta = entry.get("meta")
             known = meta if isinstance(meta, dict) else {}
             context, size = entry.get("max_model_len") or known.get("n_ctx"), known.get("n_params")
-            models.append(Model(entry["id"], *(n if isinstance(n, int) else None for n in (context, size))))
+            models.append(Model(entry["id"], *(n if isinstance(n, int) and n > 0 else None for n in (context, size))))
     return tuple(models)

@@ -13,7 +13,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from gateway.policy import fences
 from gateway.policy.choice import Facts, Request, choose
+from gateway.policy.params import PARAMS, Rule, clamp
 from gateway.policy.plan import Plan, plan, with_range
 from gateway.protocol import envelope
 from gateway.protocol.dialects import PATHS, Protocol
@@ -31,6 +33,7 @@ from gateway.serving.relay import Passage, Prepare, Turn
 PASSED: Final = frozenset(
     {"/v1/embeddings", "/v1/rerank", "/v1/score", "/tokenize", "/detokenize", "/v1/messages/count_tokens"}
 )
+_MEDIA: Final = (*fences.MEDIA, "documents", "query", "queries", "data_1", "data_2")  # where these routes take pictures
 _RESPONSE: Final = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}").fullmatch
 _CANCEL: Final = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}/cancel").fullmatch
 _Decision = TypeVar("_Decision", Plan, Passage)
@@ -52,6 +55,7 @@ def find(method: str, path: str) -> Prepare | None:
 
 async def generation(turn: Turn, body: bytes) -> Plan:
     """The Plan of a generation request."""
+    _admit(turn)
     path = turn.scope["path"]
     return await _plan(turn, PATHS[path], path, _read(turn, PATHS[path], body))
 
@@ -62,6 +66,7 @@ async def generate(turn: Turn, body: bytes) -> Plan:
     What is not sent is the preset's business.
     """
     turn.exchange.protocol = "chat"
+    _admit(turn)
     fields = _read(turn, "chat", body)
     turn.rewrite = _only_text
     unknown = sorted(fields.keys() - {"prompt", "temperature", "max_tokens", "preset"})
@@ -78,7 +83,8 @@ async def generate(turn: Turn, body: bytes) -> Plan:
     plan_ = await _plan(turn, "chat", "/v1/chat/completions", chat)
     if "max_tokens" in plan_.effective.values:
         return plan_
-    chat["max_tokens"] = envelope.raw(DEFAULT_MAX_TOKENS)
+    rule = turn.state.config.presets[plan_.preset].arm.guard.rules.get("max_tokens", Rule())
+    chat["max_tokens"] = envelope.raw(clamp(PARAMS["max_tokens"], rule, DEFAULT_MAX_TOKENS))
     return await _plan(turn, "chat", "/v1/chat/completions", chat)
 
 
@@ -91,9 +97,11 @@ async def passage(turn: Turn, body: bytes) -> Passage:
         return Passage(default, path, b"", query=_query(turn.scope["query_string"]))
     fields = envelope.parse(body, turn.state.settings.max_body)
     request = _request(turn, "chat", path, fields)
+    config = turn.state.config
+    fences.check(fields, config.open_fields, media=_MEDIA)
 
     def settle(facts: Facts) -> Passage:
-        _, upstream, model = choose(request, turn.state.config, facts)
+        _, upstream, model = choose(request, config, facts)
         out = {name: raw for name, raw in fields.items() if name != "preset"}
         if "model" in fields:
             out["model"] = envelope.raw(model.id)
@@ -115,7 +123,6 @@ def _read(turn: Turn, protocol: Protocol, body: bytes) -> envelope.Fields:
 
 
 async def _plan(turn: Turn, protocol: Protocol, path: str, fields: envelope.Fields) -> Plan:
-    _admit(turn)
     request = _request(turn, protocol, path, fields)
     return await _with_models(turn, lambda facts: plan(request, turn.state.config, facts))
 
@@ -165,7 +172,9 @@ def _query(query: bytes) -> bytes:
 def _only_text(body: bytes) -> bytes:
     """`{"response": text}` from a chat completion."""
     try:
-        text = msgspec.json.decode(body)["choices"][0]["message"]["content"]
+        text = msgspec.json.decode(body)["choices"][0]["message"]["content"] or ""
     except (msgspec.DecodeError, LookupError, TypeError):
-        raise UpstreamInvalidResponse("The engine's reply holds no text.") from None
-    return envelope.encode({"response": text or ""})
+        text = None
+    if not isinstance(text, str):
+        raise UpstreamInvalidResponse("The engine's reply holds no text.")
+    return envelope.encode({"response": text})
