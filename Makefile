@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pypr
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-vllm check format bench ui vllm lock clean
+.PHONY: help install run test test-vllm test-clients check format bench ui vllm lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ test: install ## All tests that need no GPU
 test-vllm: install ## The suite against a real vLLM on the CPU (Linux; sets it up once, 3 GB in the user's cache)
 	$(PY) tests/vllm/environment.py
 	TEMPERA_TEST_VLLM=1 $(PY) -m pytest tests/vllm tests/deploy/test_vllm.py
+
+test-clients: install ## Every client of docs/clients.md as it comes (Node 20+; sets the libraries up once, 400 MB in the cache)
+	$(PY) tests/clients/environment.py
+	TEMPERA_TEST_CLIENTS=1 $(PY) -m pytest tests/clients
 
 check: install ## Lint, types, arrows and budgets of the house
 	$(VENV)/bin/ruff check --output-format concise .

@@ -60,6 +60,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "secret": "secret for hashing users and conversations; default: made once, in the data directory",
 }
 PREFIX: Final = "TEMPERA_"
+SHORTEST_KEY: Final = 12  # shorter ones can be guessed, and cannot be cut out of a text without hurting it
 
 
 class BadSettings(ValueError):
@@ -79,6 +80,9 @@ def read(environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
             except msgspec.ValidationError:
                 raise BadSettings(f"{PREFIX}{name.upper()} must be {_kind(kind)}; got {text!r}") from None
     values |= {name: value for name, value in flags.items() if value is not None}
+    for name in ("api_key", "operator_key"):
+        if 0 < len(values.get(name) or "") < SHORTEST_KEY:
+            raise BadSettings(f"{PREFIX}{name.upper()} must have at least {SHORTEST_KEY} characters")
     return Settings(**values)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +32,6 @@ class Refused(Exception):
 
 
 _CHUNK: Final = 50  # rows per SQLite statement: each statement lets go of the interpreter once, each row costs 12 us
-_REST: Final = 0.0002  # seconds between two chunks
 _PG_LOCK: Final = 0x74656D70  # the advisory lock that one migration at a time holds
 _alembic = threading.Lock()  # Alembic keeps its context in module globals
 
@@ -176,10 +174,8 @@ _MANY: Final = _sqlite_statement(_CHUNK)
 
 
 def _chunks(rows: list[Row]) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows as tuples, a chunk at a time, with a rest after each: whoever waits for the interpreter gets it then."""
+    """The rows as tuples, a chunk at a time; the database's own work between them leaves the interpreter to others."""
     for start in range(0, len(rows), _CHUNK):
-        if start:
-            time.sleep(_REST)
         yield [msgspec.structs.astuple(row) for row in rows[start : start + _CHUNK]]
 
 

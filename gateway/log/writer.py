@@ -1,9 +1,8 @@
 """The sample log of a process: exchanges in, rows out, and never a wait for whoever offers.
 
-`offer` appends to a queue that is bounded in bytes. The writer thread turns exchanges into rows in small slices, so
-that a token never waits for the interpreter longer than a slice, and hands them to the loader in batches. A row is in
-the database or in the spool at the latest two intervals and the patience after its exchange was offered: that is what
-a `kill -9` can cost. Knows nothing about SQL.
+`offer` appends to a queue that is bounded in bytes, and wakes nobody. The writer thread turns exchanges into rows once
+an interval and hands them to the loader in batches. A row is in the database or in the spool at the latest two
+intervals and the patience after its exchange was offered: that is what a `kill -9` can cost. Knows nothing about SQL.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from gateway.log.row import Item, Row, Snapshot
 from gateway.log.spool import Spool
 
 _MB: Final = 1024 * 1024
-_SLICE: Final = 0.0005  # seconds of work, and of rest, at a time
 _logger = logging.getLogger(__name__)
 
 
@@ -69,13 +67,14 @@ class Log:
         self._options = options
         self._redact = redact
         self._queue: SimpleQueue[tuple[int, RawExchange | Item] | None] = SimpleQueue()
+        self._wake = threading.Event()  # set when somebody waits for the end of the queue
         self._closed = False
         # Changed by the offering thread only:
         self._offered = self._put_in = self._bytes_in = 0
         self._refused: Counter[str] = Counter()
         # Changed by the writer thread only:
         self._taken = self._bytes_out = self._handed = self._unreadable = 0
-        self._reading = False
+        self._reading = self._full = False
         self._items: list[Item] = []
         self._size = 0
         self._synced_at = 0.0
@@ -150,33 +149,24 @@ class Log:
         return going
 
     def _gather(self) -> bool:
-        """Reads exchanges for one interval from the first on, or until a batch is full. False once closed and empty."""
-        options, queue = self._options, self._queue
-        busy = self._loader.waiting or self._loader.spool.unsynced
-        try:
-            entry = queue.get(timeout=options.interval if busy else None)
-        except Empty:
-            return True
-        now = time.monotonic()
-        end, rest_at = now + options.interval, now + _SLICE
-        while entry is not None:
+        """Reads what is queued, once an interval, or at once after a full batch. False once closed and empty.
+
+        Nobody wakes this thread for an exchange: a wake-up costs more than reading it, and takes the interpreter away
+        from whoever offered. How long it keeps the interpreter is the server's switch interval.
+        """
+        if not self._full:
+            self._wake.wait(self._options.interval)
+            self._wake.clear()
+        while len(self._items) < self._options.batch:
+            try:
+                entry = self._queue.get_nowait()
+            except Empty:
+                break
+            if entry is None:
+                return False
             self._take(*entry)
-            now = time.monotonic()
-            if len(self._items) >= options.batch:
-                return True
-            if now >= rest_at:
-                if self.queued < options.queue_limit // 8 and not self._closed:
-                    time.sleep(_SLICE)
-                rest_at = time.monotonic() + _SLICE
-            while queue.empty():
-                if now >= end:
-                    return True
-                time.sleep(options.interval / 4)
-                now = time.monotonic()
-            if now >= end:
-                return True
-            entry = queue.get_nowait()
-        return False
+        self._full = len(self._items) >= self._options.batch
+        return True
 
     def _take(self, size: int, offered: RawExchange | Item) -> None:
         self._bytes_out += size
@@ -193,6 +183,7 @@ class Log:
     def flush(self, timeout: float = 1.0) -> bool:
         """Waits until all that was offered before is in the database; False if it is not after `timeout` seconds."""
         target, end = self._put_in, time.monotonic() + timeout
+        self._wake.set()
         while not self._loader.opened or self._handed < target or not self._loader.settled(target):
             if time.monotonic() >= end:
                 return False
@@ -216,6 +207,7 @@ class Log:
         self._closed = True
         end = time.monotonic() + timeout
         self._queue.put(None)
+        self._wake.set()
         writer, loading = self._threads
         writer.join(timeout)
         while not self._loader.settled(self._taken) and not self._loader.database_error and time.monotonic() < end:

@@ -26,6 +26,14 @@ def has_content(data: bytes) -> bool:
     return _CONTENT.search(data) is not None
 
 
+def is_last(data: bytes) -> bool:
+    """Whether these bytes end a stream for its client, in any of the four protocols; clients may hang up then."""
+    return data.endswith(_LAST) or b'"message_stop"' in data[-64:] or b"event: response.completed" in data
+
+
+_LAST: Final = (b"[DONE]\n\n", b"[DONE]\r\n\r\n")
+
+
 class Event(msgspec.Struct, frozen=True):
     """One event: its name (empty for the default) and its data, lines joined by LF."""
 

@@ -76,8 +76,8 @@ class Turn:
     """One request and its reply. `scope`, `receive` and `send` are ASGI's."""
 
     __slots__ = (
-        "_begun", "_gone", "_receive", "_send", "_size", "_start", "_task", "caller", "exchange", "headers", "id",
-        "outgoing", "reply", "rewrite", "scope", "state",
+        "_begun", "_gone", "_receive", "_send", "_size", "_start", "_task", "_told", "caller", "exchange", "headers",
+        "id", "outgoing", "reply", "rewrite", "scope", "state",
     )  # fmt: skip
 
     def __init__(self, state: State, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,10 +87,8 @@ class Turn:
         self.caller: Caller = ANYBODY
         self.outgoing: Outgoing | None = None
         self.reply: Reply | None = None
-        self.rewrite: Callable[[bytes], bytes] | None = (
-            None  # of a good reply's body, for a route with a shape of its own
-        )
-        self._begun = self._gone = False
+        self.rewrite: Callable[[bytes], bytes] | None = None  # of a good reply's body, for a route of another shape
+        self._begun = self._gone = self._told = False
         self._size = 0
         self._start = _clock()
         self._task = asyncio.current_task()
@@ -120,7 +118,7 @@ class Turn:
                 _log.exception("exchange %s failed", self.id)
                 await self._fail(Internal(f"The gateway failed on this request; its log has exchange {self.id}."))
         except asyncio.CancelledError:  # also while an error is being told
-            if self.exchange.outcome == "ok":
+            if self.exchange.outcome == "ok" and not self._told:
                 self.exchange.outcome = "client_disconnect"
             if not self._gone:
                 raise
@@ -217,6 +215,9 @@ class Turn:
             if not self._begun:
                 await self._begin_stream(reply, data)
             # The end rides on the last event.
+            self._told = sse.is_last(
+                data
+            )  # a client may hang up on its last event, before the engine's connection ends
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _begin_stream(self, reply: Reply, first: bytes) -> None:

@@ -12,6 +12,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
@@ -25,6 +26,7 @@ from gateway.serving.ids import exchange_id
 from gateway.settings import Settings
 
 KEEP_ALIVE: Final = 75  # seconds; longer than a client's own pool keeps a connection
+_SWITCH_INTERVAL: Final = 0.001  # seconds that the log's threads may keep the interpreter while a token waits
 _GC_THRESHOLD: Final = 50_000  # the objects of a request die by reference count: young collections find nothing
 
 
@@ -55,6 +57,7 @@ class Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             gc.set_threshold(_GC_THRESHOLD, 20, 100)
+            sys.setswitchinterval(_SWITCH_INTERVAL)
             self._listening()
 
     @contextlib.contextmanager

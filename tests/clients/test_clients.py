@@ -134,7 +134,7 @@ def test_client(client: str, served: Gateway, tmp_path: Path) -> None:
     assert asked["effective"].items() >= {"temperature": 0.5, "top_p": 0.9, "max_tokens": 48}.items()
     assert streamed["preset"] == "creative"
     # Some clients hang up as soon as they have read [DONE], now and then before the end of the chunked body.
-    assert streamed["outcome"] in ("ok", "client_disconnect")
+    assert streamed["outcome"] == "ok"
     assert streamed["text"].replace(MARK, "") == "".join(pieces)
     assert streamed["effective"].items() >= {"temperature": 0.9, "top_p": 0.9, "max_tokens": 48}.items()
     assert streamed["adjustments"] == []
