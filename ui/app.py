@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 import chainlit as cl
 from chainlit import server
 from chainlit.chat_settings import ChatSettings
+from chainlit.data import get_data_layer
 from chainlit.session import BaseSession
 from chainlit.types import ThreadDict
 
@@ -32,13 +34,14 @@ GRACE: Final = 3.0  # seconds in which a lost connection may come back before it
 _running: Final[WeakKeyDictionary[BaseSession, asyncio.Task[Any]]] = WeakKeyDictionary()
 _reapers: Final[set[asyncio.Task[None]]] = set()
 
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for every request
 server.app.add_middleware(Guard, login=SETTINGS.login)
 _page: Final = server.get_html_template
 server.get_html_template = lambda root: re.sub(r"<link[^>]*https?://[^>]*>", "", _page(root))  # fonts and a CDN's KaTeX
 
 
 @cl.data_layer
-def memory() -> Thumbs:
+def remember() -> Thumbs:
     return History(GATEWAY, SETTINGS.history_url) if SETTINGS.login else Thumbs(GATEWAY)
 
 
@@ -132,7 +135,7 @@ async def asked(message: cl.Message) -> None:
     except Trouble as trouble:
         await turns.complain(say(trouble.key, language(), url=GATEWAY.url, said=trouble.said))
     finally:
-        await asyncio.shield(memory_of_settings(session))
+        await asyncio.shield(save_settings(session))
 
 
 async def answer(message: cl.Message, view: str) -> None:
@@ -158,10 +161,10 @@ async def answer(message: cl.Message, view: str) -> None:
     await turns.compare(turn, GATEWAY, temperatures)
 
 
-async def memory_of_settings(session: BaseSession) -> None:
+async def save_settings(session: BaseSession) -> None:
     """Chainlit saves scenario and parameters when the page closes; a server that stops first would lose them."""
-    if SETTINGS.login:
-        await cl.data._data_layer.update_thread(session.thread_id, metadata=session.to_persistable())
+    if SETTINGS.login and (memory := get_data_layer()):
+        await memory.update_thread(session.thread_id, metadata=session.to_persistable())
 
 
 @cl.on_stop

@@ -98,7 +98,7 @@ class History(Thumbs):
 
     def __init__(self, gateway: Gateway, url: str) -> None:
         super().__init__(gateway)
-        self._engine = create_engine(url)
+        self._engine = create_engine(url, pool_pre_ping=True)
         self._thread = ThreadPoolExecutor(1, "chat-history")
         _SCHEMA.create_all(self._engine)
 

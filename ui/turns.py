@@ -180,14 +180,14 @@ def _name(raw: bytes) -> str:
 
 
 def similarity(one: str, other: str) -> float:
-    """How alike two texts are, 0 to 1: the share of word pairs they have in common (Dice), Chinese by characters."""
-    a, b = _pairs(one), _pairs(other)
+    """How alike two texts are, 0 to 1: Dice's coefficient of their words and word pairs; of Chinese, its characters."""
+    a, b = _shingles(one), _shingles(other)
     return 2 * (a & b).total() / total if (total := a.total() + b.total()) else float(one == other)
 
 
-def _pairs(text: str) -> Counter[tuple[str, ...]]:
+def _shingles(text: str) -> Counter[tuple[str, ...]]:
     words = _WORD.findall(text.lower())
-    return Counter(pairwise(words)) if len(words) > 1 else Counter((word,) for word in words)
+    return Counter([*((word,) for word in words), *pairwise(words)])
 
 
 def prompt(messages: Sequence[cl.Message], current: cl.Message) -> list[dict[str, str]]:

@@ -81,11 +81,13 @@ class Chat:
         await self.page.wait_for_selector("#chat-submit")
 
     async def pick(self, scenario: str) -> None:
+        """Chainlit takes the page down and builds it anew when it has the scenario's settings."""
+        panel = await self.parameters_open()
         await self.page.click("#chat-profiles")
-        await self.page.click(f'[data-test="select-item:{scenario}"]')
-        await self.page.wait_for_selector(
-            f"[id^='temperature__{scenario}']" if await self.parameters_open() else "#starters"
-        )
+        async with self.page.expect_response(lambda reply: f"chat_profile={scenario}" in reply.url):
+            await self.page.click(f'[data-test="select-item:{scenario}"]')
+        await self.page.wait_for_timeout(500)
+        await self.page.wait_for_selector(f"[id^='temperature__{scenario}']" if panel else "#starters")
 
     async def parameters_open(self) -> bool:
         return await self.page.locator("#confirm-sidebar").count() > 0

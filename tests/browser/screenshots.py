@@ -26,7 +26,6 @@ BEST = {
     "compare-en-light": "chat-compare",
     "tokens-zh-light": "chat-tokens",
 }
-SEA = "Write a two-sentence story about the sea."
 VIEWS = {"compare": ("Compare temperatures", "温度对比"), "tokens": ("Token probabilities", "词元概率")}
 
 
@@ -37,31 +36,37 @@ async def profiles(page: Chat, at: Scene) -> None:
 
 async def answer(page: Chat, at: Scene) -> None:
     await page.pick("customer-service")
-    await seed(page, "7")
-    await page.ask("How do I return a pair of shoes that do not fit?")
+    await prepare(page, "1", steps=0)
+    await page.ask("Write a polite two-sentence apology for a late parcel.")
 
 
 async def compare(page: Chat, at: Scene) -> None:
-    await page.pick("balanced")
-    await seed(page, "11")
-    if await page.parameters_open():
-        await page.page.fill("[id^='temps__']", "0, 0.7, 1.3")
+    await page.pick("creative")
+    await prepare(page, "5", steps=6)
     await page.view(VIEWS["compare"][at.locale == "zh-CN"])
-    await page.send(SEA)
+    await page.send("Write one sentence about the sea.")
     await page.page.wait_for_selector(".tempera-columns[data-done=true]")
 
 
 async def tokens(page: Chat, at: Scene) -> None:
-    await page.pick("creative")
-    await seed(page, "5")
+    await page.pick("customer-service")
+    await prepare(page, "4", steps=0)
     await page.view(VIEWS["tokens"][at.locale == "zh-CN"])
-    await page.ask("Name a fruit. Answer in one short sentence.")
-    await page.page.locator(".tempera-slider").fill("1.2")
+    await page.ask("Name a fruit.")
+    await page.page.locator("[data-token='1']").click()
+    await page.page.locator(".tempera-slider").fill("0.7")
 
 
-async def seed(page: Chat, value: str) -> None:
-    if await page.parameters_open():
-        await page.page.fill("[id^='seed__']", value)
+async def prepare(page: Chat, seed: str, steps: int) -> None:
+    """The same text each time, and not too much of it: `steps` of the slider, 0 leaves it."""
+    opened = await page.parameters_open()
+    if not opened:
+        await page.page.click("#chat-settings-header-button")
+    await page.page.fill("[id^='seed__']", seed)
+    for _ in range(steps):
+        await page.slider("max_tokens").press("ArrowRight")
+    if not opened:
+        await page.page.click("[role=dialog] > button")
 
 
 @dataclass(frozen=True)

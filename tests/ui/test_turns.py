@@ -15,8 +15,8 @@ from ui.turns import prompt, similarity, spell
     ("one", "other", "alike"),
     [
         ("The cat sat.", "the cat sat!", 1.0),
-        ("the cat sat", "the cat ran", 0.5),
-        ("春天来了", "春天走了", 1 / 3),
+        ("the cat sat", "the cat ran", 0.6),
+        ("春天来了", "春天走了", 4 / 7),
         ("alpha beta", "gamma delta", 0.0),
         ("yes", "yes", 1.0),
         ("", "", 1.0),

@@ -52,7 +52,7 @@ window.tempera.Compare = window.tempera.Compare || function Compare({ columns, d
               <span>
                 {facts.join(' · ')}
                 {done && at > 0 && column.text ? (
-                  <span className="tempera-alike block" title={zh ? '与第一列共有的词对所占的比例' : 'Share of word pairs in common with the first column'}>
+                  <span className="tempera-alike block" title={zh ? '与第一列共有的词和词对所占的比例' : 'Share of words and word pairs in common with the first column'}>
                     {zh ? `与 T = ${low} 相似 ${alike}` : `${alike} like T = ${low}`}
                   </span>
                 ) : null}

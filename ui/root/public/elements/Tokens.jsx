@@ -14,6 +14,17 @@ function shaped(candidates, temperature) {
   return weights.map((weight) => weight / sum);
 }
 
+// How many candidates top_p keeps, null when it reaches beyond them. What is not shown counts too: at T = 1 its share is
+// known, elsewhere it is taken as if all of it were as likely as the last candidate (too much of it below 1, too little above).
+function reach(candidates, shares, coverage, temperature, topP) {
+  const [first, last] = [candidates[0][1], candidates[candidates.length - 1][1]];
+  const T = Math.max(temperature, 0.01);
+  const hidden = (1 - coverage) * Math.exp(last * (1 / T - 1) - first / T) * shares[0];
+  let sum = 0;
+  const at = shares.findIndex((share) => (sum += share / (1 + hidden)) >= topP - 1e-9);
+  return at < 0 ? null : at + 1;
+}
+
 export default function Tokens() {
   const { tokens, params = {}, low, high } = props;
   const topP = Number(params.top_p ?? 1);
@@ -24,12 +35,13 @@ export default function Tokens() {
   });
   const token = tokens[chosen];
   const count = token.candidates.length;
+  const sampled = token.candidates.findIndex(([text]) => text === token.piece);
+  const rows = [...Array(Math.min(count, ROWS)).keys()];
+  if (sampled >= ROWS) rows[ROWS - 1] = sampled; // the token that stands in the answer is always shown
   const [now, plain, coverage, kept] = useMemo(() => {
     const now = shaped(token.candidates, temperature);
-    let sum = 0;
-    const cut = now.findIndex((share) => (sum += share) >= topP - 1e-9);
-    const coverage = token.candidates.reduce((sum, [, logprob]) => sum + Math.exp(logprob), 0);
-    return [now, shaped(token.candidates, 1), Math.min(coverage, 1), topP < 1 && cut >= 0 ? cut + 1 : count];
+    const coverage = Math.min(1, token.candidates.reduce((sum, [, logprob]) => sum + Math.exp(logprob), 0));
+    return [now, shaped(token.candidates, 1), coverage, reach(token.candidates, now, coverage, temperature, topP)];
   }, [token, temperature, topP]);
 
   return (
@@ -51,21 +63,22 @@ export default function Tokens() {
         <span className="tempera-about">{zh ? '低温=严谨，高温=创意' : 'low = rigorous, high = creative'}</span>
       </div>
       <div className="tempera-rows">
-        {token.candidates.slice(0, ROWS).map(([text], at) => (
-          <div key={at} className="tempera-row" data-kept={at < kept} data-sampled={text === token.piece}>
-            <span className="tempera-name" title={visible(text)}>{visible(text)}</span>
+        {rows.map((at) => (
+          <div key={at} className="tempera-row" data-kept={kept === null || at < kept} data-sampled={at === sampled}>
+            <span className="tempera-name" title={visible(token.candidates[at][0])}>{visible(token.candidates[at][0])}</span>
             <span className="tempera-bar"><i style={{ width: `${100 * now[at]}%` }} /><u style={{ left: `calc(${100 * plain[at]}% - 1px)` }} /></span>
             <span className="tempera-share">{percent(now[at])}</span>
-            {at + 1 === kept && kept < count ? <div className="tempera-cut">top_p = {topP}</div> : null}
+            {at + 1 === kept && topP < 1 ? <div className="tempera-cut">top_p = {topP}</div> : null}
           </div>
         ))}
       </div>
       <p className="tempera-coverage">
         {zh
-          ? `在前 ${count} 个候选内归一化，它们合计占原始概率的 ${percent(coverage)} · `
-          : `Shares within the likeliest ${count}, which hold ${percent(coverage)} of the original probability · `}
+          ? `在 ${count} 个候选内归一化，它们合计占原始概率的 ${percent(coverage)} · `
+          : `Shares among ${count} candidates, which hold ${percent(coverage)} of the original probability · `}
         <u /> = T 1.0
-        {kept > ROWS && kept < count ? ` · top_p = ${topP} ${zh ? `保留前 ${kept} 个` : `keeps ${kept}`}` : ''}
+        {kept === null && topP < 1 ? ` · top_p = ${topP} ${zh ? '的截断线在这些候选之外' : 'reaches beyond them'}` : ''}
+        {kept > rows.length ? ` · top_p = ${topP} ${zh ? `保留前 ${kept} 个` : `keeps ${kept}`}` : ''}
       </p>
     </div>
   );
