@@ -85,12 +85,16 @@ def error_code(body: bytes) -> str | None:
     return None if code is None else str(code)
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _message(status: int, document: Any, body: bytes) -> str:
     """vLLM's `detail` is a text or FastAPI's list of validation errors."""
     said = document.get("detail", document.get("error")) if isinstance(document, dict) else None
     if isinstance(said, list):
         parts = [item for item in said if isinstance(item, dict)]
-        said = "; ".join(f"{'.'.join(map(str, p.get('loc', ())))}: {p.get('msg', '')}" for p in parts)
+        said = "; ".join(f"{'.'.join(map(str, _list(p.get('loc'))))}: {p.get('msg', '')}" for p in parts)
     if isinstance(said, str) and said:
         return f"The engine answered {status}: {said}"
     text = body[:200].decode(errors="replace").strip() if document is None else ""
