@@ -185,7 +185,7 @@ LOCAL: list[tuple[Protocol, dict[str, Any]]] = [
     # an agent's history: the tool's arguments are the tool's business
     ("messages", {"messages": [
         {"role": "user", "content": "x"},
-        {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "fetch", "input": {"page_url": HTTP}}]},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"page_url": HTTP}}]},
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "ok"}]}]}),
     ("messages", user({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}})),
 ]  # fmt: skip
