@@ -28,6 +28,7 @@ from gateway.log.row import Item, Row, Snapshot
 from gateway.log.spool import Spool
 
 _MB: Final = 1024 * 1024
+_BATCH_BYTES: Final = 2 * _MB
 _logger = logging.getLogger(__name__)
 
 
@@ -40,7 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     patience: float = 0.5  # seconds a batch may wait for the database before it goes to the spool as well
     batch: int = 500
     message_limit: int = MESSAGE_LIMIT
-    queue_limit: int = 32 * _MB
+    queue_limit: int = 8 * _MB
     spool_limit: int = 1024 * _MB
     sync_every: float = 1.0
     retention_days: float = 0.0  # 0: rows are kept for ever
@@ -157,7 +158,7 @@ class Log:
         if not self._full:
             self._wake.wait(self._options.interval)
             self._wake.clear()
-        while len(self._items) < self._options.batch:
+        while len(self._items) < self._options.batch and self._size < _BATCH_BYTES:
             try:
                 entry = self._queue.get_nowait()
             except Empty:
@@ -165,7 +166,7 @@ class Log:
             if entry is None:
                 return False
             self._take(*entry)
-        self._full = len(self._items) >= self._options.batch
+        self._full = not self._queue.empty()
         return True
 
     def _take(self, size: int, offered: RawExchange | Item) -> None:

@@ -24,10 +24,17 @@ from tests.log.made import REPLY, assigned, exchange, plan
 NOW = 1_790_000_000.0
 
 
-def test_migrations_make_the_declared_tables(engine: Engine) -> None:
+@pytest.mark.parametrize("how", ["_create", "_migrate"])
+def test_a_new_and_a_migrated_database_have_the_declared_tables(url: str, how: str) -> None:
+    engine = store.connect(url)
+    with engine.begin() as connection:
+        getattr(store, how)(connection)
+    store.prepare(engine)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, schema.metadata) == []
+        assert context.get_current_revision() == schema.REVISION
+    engine.dispose()
     assert ScriptDirectory("gateway/log/migrations").get_current_head() == schema.REVISION
     assert tuple(column.name for column in schema.exchanges.columns) == COLUMNS
 
