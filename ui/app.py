@@ -12,6 +12,7 @@ import hmac
 import logging
 import re
 from typing import Any, Final
+from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import chainlit as cl
@@ -69,9 +70,10 @@ def language() -> Language:
 
 
 def who() -> str:
-    """What experiments assign a variant to: the login, else this browser, else this visit."""
+    """What experiments assign a variant to: the login, else this browser, else this visit. ASCII, as headers are."""
     session = cl.context.session
-    return str((session.user and session.user.identifier) or unit(session.environ.get("HTTP_COOKIE")) or session.id)
+    name = session.user.identifier if session.user else unit(session.environ.get("HTTP_COOKIE"))
+    return quote(name or session.id)
 
 
 @cl.set_chat_profiles

@@ -152,7 +152,8 @@ def _slider(preset: Preset, name: str, kept: Mapping[str, Any], language: Langua
     low, high = bounds(preset, name)
     pin, widget = preset["parameters"][name]["pin"], f"{name}__{preset['name']}"
     if pin is None:
-        label = say("range", language, label=say(name, language), low=f"{low:g}", high=f"{high:g}")
+        span = f"±{high:g}" if low == -high else f"{low:g}–{high:g}"
+        label = say("range", language, label=say(name, language), span=span)
     else:
         label = say("fixed", language, label=say(name, language))
         low, high = min(low, pin), max(high, pin)

@@ -28,6 +28,7 @@ _TEXTS: Final[dict[str, dict[str, str]]] = {
         "auth.login.form.email.label": "Name",
         "auth.login.form.email.placeholder": "Any name; your chats are kept under it",
         "auth.login.form.email.required": "A name is needed",
+        "auth.login.errors.default": "The name or the password is wrong",
         "navigation.header.readme": "About",
     },
     "zh-CN": {
@@ -41,6 +42,7 @@ _TEXTS: Final[dict[str, dict[str, str]]] = {
         "auth.login.form.email.label": "名称",
         "auth.login.form.email.placeholder": "任意名称，历史对话按名称保存",
         "auth.login.form.email.required": "请填写名称",
+        "auth.login.errors.default": "名称或密码不正确",
         "auth.provider.continue": "使用 {{provider}} 登录",
     },
 }
