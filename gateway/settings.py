@@ -9,9 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Size = Annotated[int, Meta(ge=1, le=2**40)]
+Seconds = Annotated[float, Meta(ge=0, le=86400)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,7 +24,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     upstream: str | None = None
     upstream_api_key: str | None = None
-    dialect: str = "vllm"
+    dialect: Literal["vllm", "llama.cpp"] = "vllm"
     presets: Path | None = None
     data_dir: Path = Path("data")
     database_url: str | None = None
@@ -27,15 +32,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keys: Path | None = None
     operator_key: str | None = None
     host: str = "127.0.0.1"
-    port: int = 8001
-    max_body: int = 16 * 1024 * 1024
-    max_reply: int = 64 * 1024 * 1024
-    shutdown_timeout: float = 30.0
-    write_timeout: float = 60.0
-    log_message_bytes: int = 16 * 1024
-    log_retention_days: float = 0.0
+    port: Port = 8001
+    max_body: Size = 16 * 1024 * 1024
+    max_reply: Size = 64 * 1024 * 1024
+    shutdown_timeout: Seconds = 30.0
+    write_timeout: Seconds = 60.0
+    log_message_bytes: Size = 16 * 1024
+    log_retention_days: Annotated[float, Meta(ge=0, le=36500)] = 0.0
     secret: str | None = None
-    ui_port: int = 8002
+    ui_port: Port = 8002
 
 
 DESCRIPTIONS: Final[Mapping[str, str]] = {
@@ -64,7 +69,7 @@ SHORTEST_KEY: Final = 12  # shorter ones can be guessed, and cannot be cut out o
 
 
 class BadSettings(ValueError):
-    """A TEMPERA_* variable that is unknown or has an impossible value; the message names it, not a secret's value."""
+    """A TEMPERA_* variable with an impossible value; the message names it and its range, and never shows a key."""
 
 
 def read(environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
@@ -97,4 +102,8 @@ def for_child(**extra: str) -> dict[str, str]:
 
 
 def _kind(kind: Any) -> str:
-    return {"int": "a whole number", "float": "a number"}.get(getattr(kind, "__name__", ""), "text")
+    """`a whole number in [0, 65535]`, `vllm or llama.cpp`."""
+    base, *about = get_args(kind)
+    if get_origin(kind) is Literal:
+        return " or ".join((base, *about))
+    return f"{'a whole number' if base is int else 'a number'} in [{about[0].ge}, {about[0].le}]"

@@ -96,8 +96,7 @@ def upstreams(settings: Settings, config: Config) -> Mapping[str, Upstream]:
     """The engines in force: the one from the command line or environment replaces the file's first."""
     if settings.upstream is None:
         return config.upstreams
-    url = settings.upstream.rstrip("/").removesuffix("/v1")
-    named = Upstream(base_url=url, dialect=settings.dialect)  # type: ignore[arg-type]
+    named = Upstream(base_url=settings.upstream, dialect=settings.dialect)
     first = next(iter(config.upstreams), "default")
     return {first: named} | {name: other for name, other in config.upstreams.items() if name != first}
 
@@ -106,7 +105,8 @@ def _pool(settings: Settings, name: str, upstream: Upstream) -> Pool:
     key = secret_of(upstream.api_key_env) or settings.upstream_api_key
     limits = upstream.timeouts
     timeouts = Timeouts(connect=limits.connect, headers=limits.headers, idle=limits.idle)
-    pool = Pool(upstream.base_url, api_key=key, timeouts=timeouts)
+    url = upstream.base_url.rstrip("/").removesuffix("/v1")
+    pool = Pool(url, api_key=key, timeouts=timeouts)
     pool.name = name  # in messages to clients, who have no business with its address
     return pool
 
