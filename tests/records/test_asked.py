@@ -57,7 +57,8 @@ def test_hostile_texts_are_kept(tmp_path: Path, database: dict[str, str]) -> Non
         replies = [target.chat(None, **({"model": "creative", "stream": True} | fields)) for fields in hostile]
         replies.append(target.chat(messages=[{"role": "user", "content": f"{NUL} \U0001f600"}]))
         asked = {reply.exchange for reply in replies}
-        found = {row["id"]: row for row in eventually(lambda: len(rows := exported(url)) == len(asked) and rows)}
+        rows = eventually(lambda: len(rows := exported(url)) == len(asked) and rows)
+    found = {row["id"]: row for row in rows}
     assert set(found) == asked
     assert {row["outcome"] for row in found.values()} == {"ok", "rejected"}
     assert found[replies[-1].exchange]["messages"][0]["content"] == "\ufffd \U0001f600"
