@@ -138,7 +138,8 @@ def describe_rules(rules: Mapping[str, Rule]) -> dict[str, dict[str, Any]]:
         result[name] = {"default": default, "min": rule.min, "max": rule.max, "pin": rule.pin}
     for name in ("seed", "stop"):
         if name in rules:
-            result[name] = {"default": rules[name].default, "min": None, "max": None, "pin": rules[name].pin}
+            default, pin = rules[name].default, rules[name].pin
+            result[name] = {"default": default if pin is None else pin, "min": None, "max": None, "pin": pin}
     return result
 
 
