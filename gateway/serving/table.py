@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
+from typing import Final
 
 from gateway.policy.config import Config
 from gateway.policy.params import PARAMS, Rule, starting
 from gateway.policy.presets import Preset
 
-_TITLES = ("preset", "title", "temperature", "other")
+WIDTH: Final = 80
+_HARD: Final = "\N{NO-BREAK SPACE}"  # keeps a parameter and its value in one line
+_TITLES: Final = ("preset", "title", "temperature", "other")
 
 
 def table(config: Config) -> str:
     """One row per preset: name, titles, temperature default and bounds, everything else it sets."""
     rows = [_TITLES, *(_row(config, preset) for preset in config.presets.values())]
     widths = [max(_width(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join([*(_pad(row[i], widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * min(80, max(map(_width, lines))), *lines[1:]])
+    left = sum(widths) + 2 * 3
+    lines = []
+    for row in rows:
+        others = textwrap.wrap(row[3].replace(" ", _HARD).replace(f",{_HARD}", ", "), max(WIDTH - left, 20)) or [""]
+        lines.append("  ".join([*(_pad(row[i], widths[i]) for i in range(3)), others[0]]).rstrip())
+        lines += [" " * left + other for other in others[1:]]
+    lines = [line.replace(_HARD, " ") for line in lines]
+    return "\n".join([lines[0], "-" * max(map(_width, lines)), *lines[1:]])
 
 
 def _row(config: Config, preset: Preset) -> tuple[str, str, str, str]:
