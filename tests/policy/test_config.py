@@ -6,6 +6,7 @@ The JSON Schema for editors is made from the same model, so it is held to the sa
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from pathlib import Path
@@ -135,6 +136,7 @@ def as_plain(text: str) -> Any:
     return yaml.safe_load(re.sub(r"log: off", 'log: "off"', text))
 
 
+@functools.cache
 def validator() -> jsonschema.Draft202012Validator:
     jsonschema.Draft202012Validator.check_schema(schema())
     return jsonschema.Draft202012Validator(schema())
