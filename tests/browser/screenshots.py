@@ -35,9 +35,9 @@ async def profiles(page: Chat, at: Scene) -> None:
 
 
 async def answer(page: Chat, at: Scene) -> None:
-    await page.pick("customer-service")
-    await prepare(page, "1", steps=0)
-    await page.ask("Write a polite two-sentence apology for a late parcel.")
+    await page.pick("coding")
+    await prepare(page, "2", steps=0)
+    await page.ask("Write a Python function that reverses a string.")
 
 
 async def compare(page: Chat, at: Scene) -> None:
@@ -50,11 +50,14 @@ async def compare(page: Chat, at: Scene) -> None:
 
 async def tokens(page: Chat, at: Scene) -> None:
     await page.pick("customer-service")
-    await prepare(page, "4", steps=0)
+    await prepare(page, "3", steps=0)
     await page.view(VIEWS["tokens"][at.locale == "zh-CN"])
     await page.ask("Name a fruit.")
-    await page.page.locator("[data-token='1']").click()
     await page.page.locator(".tempera-slider").fill("0.7")
+    for token in await page.page.locator(".tempera-token").all():  # one with a few candidates above top_p's cut
+        await token.click()
+        if 3 <= await page.page.locator(".tempera-row[data-kept=true]").count() <= 5:
+            break
 
 
 async def prepare(page: Chat, seed: str, steps: int) -> None:

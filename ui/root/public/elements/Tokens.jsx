@@ -3,7 +3,7 @@
 import { useMemo, useState } from 'react';
 
 const zh = navigator.language.startsWith('zh');
-const ROWS = 12;
+const ROWS = 10;
 const percent = (share) => `${(100 * share).toFixed(share < 0.9995 && share >= 0.0005 ? 1 : 0)}%`;
 const visible = (text) => text.replace(/ /g, '␣').replace(/\n/g, '⏎').replace(/\t/g, '⇥') || '∅';
 
