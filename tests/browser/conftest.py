@@ -11,16 +11,20 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
 
 from tests.browser.pages import CHROMIUM, FLAGS, Pages
 from tests.contract.targets import gateway
 from tests.fakes import FakeEngine
 from tests.ui.processes import chat
 
+if TYPE_CHECKING:
+    from playwright.async_api import Browser
+
+playwright = pytest.importorskip("playwright.async_api", reason="Playwright is not installed")
 OPERATOR = "the-operators-key"
 PASSWORD = "open sesame"
 
@@ -71,8 +75,8 @@ async def browser() -> AsyncIterator[Browser]:
     path = shutil.which(CHROMIUM)
     if path is None:
         pytest.skip(f"there is no {CHROMIUM} on this machine")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
+    async with playwright.async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         await browser.close()
 

@@ -9,7 +9,7 @@ const WHY = zh
   : { bound: 'outside this scenario’s range', pin: 'fixed by this scenario', cap: 'beyond the model’s limit', route: 'not possible here' };
 const FINISH = zh
   ? { stopped: '已停止', broken: '中断', length: '达到最大长度' }
-  : { stopped: 'stopped', broken: 'broken off', length: 'cut at the longest length' };
+  : { stopped: 'stopped', broken: 'broken off', length: 'cut at the longest length set' };
 
 export default function Used() {
   const { params = {}, adjusted = [], tokens, seconds, finish } = props;
