@@ -7,6 +7,7 @@ in as Facts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -16,7 +17,7 @@ from gateway.policy import fences, prompts
 from gateway.policy.choice import Facts, Model, Request, choose
 from gateway.policy.config import Config
 from gateway.policy.experiments import Assignment, assign, choose_unit
-from gateway.policy.params import CHOICES, PARAMS, UNJUDGED, Adjustment, Effective, Guard, Value, resolve
+from gateway.policy.params import CHOICES, PARAMS, UNJUDGED, Adjustment, Effective, Guard, Param, Value, resolve
 from gateway.policy.presets import Arm, Preset
 from gateway.protocol import envelope, structured
 from gateway.protocol.dialects import ASKED, Dialect, Protocol
@@ -113,21 +114,25 @@ def ask(protocol: Protocol, fields: envelope.Fields, guard: Guard) -> dict[str, 
     Seed and stop are read only where the preset has a rule for them.
     """
     asked: dict[str, Value] = {}
-    for name, spellings in ASKED[protocol].items():
-        if name in UNJUDGED and name not in guard.rules:
+    spelled = _SPELLED[protocol]
+    # Sorted, so that of two spellings of one parameter the one that counts comes first (see ASKED).
+    for field in sorted(spelled.keys() & fields.keys()):
+        name, param = spelled[field]
+        if param is None and name not in guard.rules:
             continue
-        for field in spellings:
-            if field not in fields:
-                continue
-            value = _value(protocol, fields, field)
-            if value is not None:
-                param = PARAMS.get(name)
-                checked = _frozen(value) if param is None else param.check(value, field)
-                asked.setdefault(name, checked)
+        value = _value(protocol, fields, field)
+        if value is not None:
+            asked.setdefault(name, _frozen(value) if param is None else param.check(value, field))
     choices = _value(protocol, fields, "n") if "n" in fields else None
     if choices is not None:
         CHOICES.check(choices, "n")
     return asked
+
+
+_SPELLED: Final[Mapping[Protocol, Mapping[str, tuple[str, Param | None]]]] = {
+    protocol: {field: (name, PARAMS.get(name)) for name, spellings in names.items() for field in spellings}
+    for protocol, names in ASKED.items()
+}
 
 
 def _value(protocol: Protocol, fields: envelope.Fields, field: str) -> Any:

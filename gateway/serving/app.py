@@ -46,11 +46,11 @@ class Front:
         if scope["type"] == "http":
             prepare = find(scope["method"], scope["path"])
             if prepare is not None:
-                self.metrics.in_flight.inc()
+                self.metrics.in_flight += 1
                 try:
                     return await Turn(self.state, scope, receive, send).run(prepare)
                 finally:
-                    self.metrics.in_flight.dec()
+                    self.metrics.in_flight -= 1
             send = _with_ids(scope, send)
         await self._api(scope, receive, send)
         return None

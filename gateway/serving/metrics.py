@@ -78,7 +78,10 @@ class Metrics:
             "tempera_adjustments", "Parameters changed on the way, by why.", ("preset", "parameter", "reason"),
             registry=registry,
         )  # fmt: skip
-        self.in_flight = Gauge("tempera_in_flight", "Requests on the data path now.", registry=registry)
+        self.in_flight = 0  # kept by whoever counts, read when Prometheus asks
+        Gauge("tempera_in_flight", "Requests on the data path now.", registry=registry).set_function(
+            lambda: self.in_flight
+        )
         self.reloads = Counter(
             "tempera_reloads", "Readings of the presets file by how they ended.", ("outcome",), registry=registry
         )

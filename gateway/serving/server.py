@@ -18,30 +18,14 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.protocol.errors import InvalidRequest
 from gateway.serving.app import Front
-from gateway.serving.ids import exchange_id
+from gateway.serving.wire import Protocol
 from gateway.settings import Settings
 
 KEEP_ALIVE: Final = 75  # seconds; longer than a client's own pool keeps a connection
 _SWITCH_INTERVAL: Final = 0.001  # seconds that the log's threads may keep the interpreter while a token waits
 _GC_THRESHOLD: Final = 50_000  # the objects of a request die by reference count: young collections find nothing
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with one change: what the parser refuses is answered in the shape of every other error."""
-
-    def send_400_response(self, msg: str) -> None:
-        body = InvalidRequest("This is not an HTTP/1.1 request the parser understands.", code="invalid_http").body()
-        identifier = exchange_id().encode()
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            b"x-tempera-exchange: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (identifier, identifier, len(body), body)
-        )
-        self.transport.close()
 
 
 class Server(uvicorn.Server):
