@@ -101,9 +101,12 @@ class Gateway:
         return self._presets
 
     async def preset(self, name: str | None) -> Preset:
-        """One preset by its name, else the default one. Raises Trouble."""
+        """One preset by its name, the default one without a name. Raises Trouble."""
         presets = await self.presets()
-        return next((preset for preset in presets if preset["name"] == name), presets[0])
+        for preset in presets:
+            if not name or preset["name"] == name:
+                return preset
+        raise Trouble("gone", f"There is no preset {name!r}.")
 
     @asynccontextmanager
     async def answer(self, body: Mapping[str, Any], *, unit: str, request_id: str) -> AsyncIterator[Answer]:

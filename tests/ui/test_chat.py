@@ -269,3 +269,9 @@ async def test_an_engine_that_is_away_is_said_and_the_next_try_works(open_chat: 
             assert (await visitor.ask("Hello."))["output"] == "模型暂时无法访问，请稍后再试。"
         engine.text = "Back."
         assert (await visitor.ask("Hello?"))["output"] == "Back."
+
+
+async def test_a_scenario_that_is_gone_is_said(open_chat: str, engine: FakeEngine) -> None:
+    async with visiting(open_chat, "no-such-scenario") as visitor:
+        assert (await visitor.ask("Hello."))["output"] == "This scenario is no longer there. Please pick another one."
+        assert engine.generations == []

@@ -35,7 +35,9 @@ async def test_presets_are_asked_for_now_and_then_and_kept(gateway_url: str) -> 
     client._asked_at, client._http = 0.0, httpx_nowhere()
     assert await client.presets() is presets  # the last ones seen, while the gateway is away
     assert (await client.preset("coding"))["name"] == "coding"
-    assert (await client.preset("no such"))["name"] == "balanced"
+    assert (await client.preset(None))["name"] == "balanced"
+    with pytest.raises(Trouble, match="gone"):
+        await client.preset("no such")
 
 
 def httpx_nowhere() -> httpx.AsyncClient:

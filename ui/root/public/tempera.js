@@ -18,6 +18,8 @@
     if (link && (link.matches('a[href="#language"]') || link.querySelector('a[href="#language"]'))) {
       event.preventDefault();
       event.stopPropagation();
+      const lost = document.querySelector('[data-step-type]') && !location.pathname.includes('/thread/');
+      if (lost && !confirm(language.startsWith('zh') ? '切换语言会清空当前对话，确定吗？' : 'Switching the language clears this chat. Go on?')) return;
       keep(language.startsWith('zh') ? 'en-US' : 'zh-CN');
       location.reload();
       return;
