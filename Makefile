@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pypr
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-vllm test-clients check format bench ui vllm lock clean
+.PHONY: help install run test test-vllm test-clients check format bench ui screenshots vllm lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: install ## What the gateway adds: CPU and latency, engine direct against 
 
 ui: install ## The chat alone, in front of a gateway that runs already
 	$(PY) -m ui
+
+screenshots: install ## Pictures of the chat: all to data/screenshots, the best four to docs/images (needs chromium)
+	$(PY) -m tests.browser.screenshots
 
 vllm: ## Stock vLLM on this machine's GPU, flags as in compose: MODE=default|long-context|small-gpu FLAGS="..."
 	@test -f .venv-vllm/.installed || { $(PYTHON) -m venv .venv-vllm && .venv-vllm/bin/python -m pip install --quiet --require-hashes -r $(LOCKS)/vllm.txt && touch .venv-vllm/.installed; }
