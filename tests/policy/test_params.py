@@ -12,7 +12,18 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from gateway.policy.params import MAX_GENERATION, PARAMS, Adjustment, Effective, Guard, Hot, Param, Rule, resolve
+from gateway.policy.params import (
+    CHOICES,
+    MAX_GENERATION,
+    PARAMS,
+    Adjustment,
+    Effective,
+    Guard,
+    Hot,
+    Param,
+    Rule,
+    resolve,
+)
 from gateway.protocol.errors import OutOfRange
 
 SAMPLERS = [name for name in PARAMS if name != "max_tokens"]
@@ -295,6 +306,21 @@ def test_domains_of_numbers(name: str) -> None:
 def test_domains_of_integers(name: str, inside: list[Any], outside: list[Any]) -> None:
     assert [value for value in inside if not PARAMS[name].holds(value)] == []
     assert [value for value in outside if PARAMS[name].holds(value)] == []
+
+
+def test_domains_in_words() -> None:
+    assert {param.name: param.domain for param in (*PARAMS.values(), CHOICES)} == {
+        "temperature": "a number in [0, 2]",
+        "top_p": "a number in (0, 1]",
+        "top_k": "an integer in [1, 2147483647], or -1 or 0 for off",
+        "min_p": "a number in [0, 1]",
+        "repetition_penalty": "a number in (0, 2]",
+        "presence_penalty": "a number in [-2, 2]",
+        "frequency_penalty": "a number in [-2, 2]",
+        "max_tokens": "an integer >= 1",
+        "n": "an integer in [1, 16]",
+    }
+    assert [value for value in (0, 1, 16, 17, 1.0, True) if CHOICES.holds(value)] == [1, 16]
 
 
 @pytest.mark.parametrize("param", PARAMS.values(), ids=lambda param: param.name)

@@ -83,4 +83,4 @@ def test_an_arm_of_an_experiment_may_speak_differently() -> None:
         made = planned({"user": f"u{user}"}, config)
         assert made.assignment is not None
         said.add((made.assignment.variant, sent(made)["messages"][0]["content"]))
-    assert said == {("a", "A"), ("b", "B")}
+    assert said == {("a", "A"), ("b", "B")}, "an arm without words of its own keeps the preset's"

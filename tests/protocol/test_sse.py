@@ -159,6 +159,23 @@ def test_an_error_event() -> None:
         assert sse.Splitter().feed(sse.error_event(body, named)) == [sse.Event(name, body)]
 
 
+@pytest.mark.parametrize(
+    ("data", "last"),
+    [
+        (b"data: [DONE]\n\n", True),
+        (b"data: {}\n\ndata: [DONE]\r\n\r\n", True),
+        (b'event: message_stop\ndata: {"type":"message_stop"}\n\n', True),
+        (b'event: response.completed\ndata: {"type":"response.completed","response":{"x":1}}\n\n', True),
+        (b'data: {"choices":[{"delta":{"content":"[DONE]"}}]}\n\n', False),
+        (b'event: message_delta\ndata: {"type":"message_delta"}\n\n', False),
+        (b"event: response.output_text.done\ndata: {}\n\n", False),
+        (b"", False),
+    ],
+)
+def test_the_last_event(data: bytes, last: bool) -> None:
+    assert sse.is_last(data) is last
+
+
 # --- the first token
 
 

@@ -104,6 +104,7 @@ _NUMBERS = st.one_of(
 
 
 @given(st.lists(_NUMBERS, min_size=1, max_size=4))
+@example([0.123, 0.1234, 0.9999, 99999.125, 1.0001])
 @example([0.1 + 0.2, 1e-5, 1e15, 1e16, 123456789012.125, 1234567890123.5, -0.0, 10**15 - 1, 10**15, -(10**15)])
 @example([math.nan, math.inf, -math.inf, 5e-324, 1.7976931348623157e308])
 def test_numbers_survive(values: list[float]) -> None:

@@ -62,6 +62,7 @@ def made(**answers: Any) -> tuple[Models, dict[str, FakePool], list[Mapping[str,
 async def test_an_answer_is_published_and_an_equal_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     models, pools, published = made(big=plain(listed("m", max_model_len=10)), small=plain(listed("s")))
+    assert models.reached == {"big": False, "small": False}
     await models.refresh()
     assert [(e.dialect.name, [m.id for m in e.models]) for e in published[0].values()] == [
         ("vllm", ["m"]),

@@ -246,6 +246,23 @@ async def test_it_leaves_while_it_is_told_that_the_engine_is_gone() -> None:
     assert driven.exchange.error == "upstream_reset"
 
 
+DONES = [
+    (CHAT, DONE, "ok"),
+    ("/v1/messages", b'event: message_stop\ndata: {"type":"message_stop"}\n\n', "ok"),
+    ("/v1/responses", b'event: response.completed\ndata: {"type":"response.completed"}\n\n', "ok"),
+    (CHAT, SECOND, "client_disconnect"),
+]
+
+
+@pytest.mark.parametrize(("path", "last", "outcome"), DONES)
+async def test_a_client_may_hang_up_on_its_last_event(path: str, last: bytes, outcome: str) -> None:
+    """Before the engine has ended the connection."""
+    driven = await ask(stream(FIRST, last, Hang), path=path, body=STREAMED).start().settle()
+    driven.leave()
+    await driven.finish()
+    assert (driven.exchange.outcome, driven.so_far) == (outcome, FIRST + last)
+
+
 async def test_a_client_that_leaves_after_its_reply_has_had_it() -> None:
     driven = await ask(plain(REPLY)).start().finish()
     driven.leave()
@@ -463,6 +480,10 @@ async def test_a_body_over_the_cap_is_refused_before_it_is_read() -> None:
         await ask(plain(REPLY), headers=[(b"content-length", b"101")], messages=[], settings=settings).start().finish()
     )
     assert (said.status, said.error["code"]) == (413, "body_too_large")
+    body = json.dumps(BODY).encode()
+    exact = [(b"content-length", str(len(body)).encode())]
+    fits = await ask(plain(REPLY), headers=exact, body=body, settings=Settings(max_body=len(body))).start().finish()
+    assert fits.status == 200
     endless = [{"type": "http.request", "body": b"x" * 60, "more_body": True}] * 1000
     found = await ask(plain(REPLY), messages=endless, settings=settings).start().finish()
     assert (found.status, found.error["code"]) == (413, "body_too_large")
