@@ -351,6 +351,20 @@ def test_an_experiment_narrows_and_never_widens() -> None:
     assert made.trials["e"].arms["a"].guard.rules["temperature"].max == 0.8
 
 
+@pytest.mark.parametrize(
+    ("rule", "hot"),
+    [
+        ({"default": 0.5, "min": 0.5, "max": 0.5}, 0.5),
+        ({"min": 0.5, "max": 0.5}, 0.5),
+        ({"default": 2, "max": 2}, 2),
+        ({"pin": 0.1}, 0.1),
+        ({}, 2),
+    ],
+)
+def test_a_bound_belongs_to_what_it_bounds(rule: dict[str, Any], hot: float) -> None:
+    config_of({"p": {"parameters": {"repetition_penalty": rule}, "when_hot": {"above": 2, "repetition_penalty": hot}}})
+
+
 def test_two_experiments_on_one_preset_are_one_too_many() -> None:
     arms = {"preset": "p", "state": "running", "variants": {"a": {}, "b": {}}}
     found = problems_of(file_of({"p": preset()}, experiments={"e": arms, "f": arms}))
