@@ -8,27 +8,18 @@ Knows what an exchange says of itself; reads no bodies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.log.exchange import RawExchange
+from gateway.serving.counting import Buckets, Counts
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _OVERHEAD: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
-
-
-class _Children(NamedTuple):
-    """The series of one combination of labels, looked up once."""
-
-    requests: Any
-    duration: Any
-    ttft: Any
-    overhead: Any
 
 
 class _LogNumbers(Collector):
@@ -58,26 +49,28 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.registry = registry
-        labels = ("preset", "protocol", "outcome")
-        self._requests = Counter(
-            "tempera_requests", "Generation requests by how they ended.", labels, registry=registry
+        labels = ("preset", "protocol")
+        self._requests = Counts("tempera_requests", "Generation requests by how they ended.", (*labels, "outcome"))
+        self._duration = Buckets(
+            "tempera_request_seconds", "From the whole request to the end of the reply.", labels, _SECONDS
         )
-        self._duration = Histogram(
-            "tempera_request_seconds", "From the whole request to the end of the reply.", labels[:2],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._ttft = Histogram(
-            "tempera_first_token_seconds", "From the whole request to the first event with text (streams only).",
-            labels[:2], buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._overhead = Histogram(
-            "tempera_overhead_seconds", "Spent in the gateway before a request left for the engine.", labels[1:2],
-            buckets=_OVERHEAD, registry=registry,
-        )  # fmt: skip
-        self._adjusted = Counter(
-            "tempera_adjustments", "Parameters changed on the way, by why.", ("preset", "parameter", "reason"),
-            registry=registry,
-        )  # fmt: skip
+        self._ttft = Buckets(
+            "tempera_first_token_seconds",
+            "From the whole request to the first event with text (streams only).",
+            labels,
+            _SECONDS,
+        )
+        self._overhead = Buckets(
+            "tempera_overhead_seconds",
+            "Spent in the gateway before a request left for the engine.",
+            ("protocol",),
+            _OVERHEAD,
+        )
+        self._adjusted = Counts(
+            "tempera_adjustments", "Parameters changed on the way, by why.", ("preset", "parameter", "reason")
+        )
+        for collector in (self._requests, self._duration, self._ttft, self._overhead, self._adjusted):
+            registry.register(collector)
         self.in_flight = 0  # kept by whoever counts, read when Prometheus asks
         Gauge("tempera_in_flight", "Requests on the data path now.", registry=registry).set_function(
             lambda: self.in_flight
@@ -85,29 +78,20 @@ class Metrics:
         self.reloads = Counter(
             "tempera_reloads", "Readings of the presets file by how they ended.", ("outcome",), registry=registry
         )
-        self._children = lru_cache(maxsize=4096)(self._lookup)
-
-    def _lookup(self, preset: str, protocol: str, outcome: str) -> _Children:
-        return _Children(
-            self._requests.labels(preset, protocol, outcome),
-            self._duration.labels(preset, protocol),
-            self._ttft.labels(preset, protocol),
-            self._overhead.labels(protocol),
-        )
 
     def observe(self, exchange: RawExchange) -> None:
         """Count one finished exchange."""
-        plan = exchange.plan
+        plan, protocol = exchange.plan, exchange.protocol
         preset = "none" if plan is None else plan.preset
-        series = self._children(preset, exchange.protocol, exchange.outcome)
-        series.requests.inc()
-        series.duration.observe(exchange.duration)
+        both = (preset, protocol)
+        self._requests.add((preset, protocol, exchange.outcome))
+        self._duration.observe(both, exchange.duration)
         if exchange.ttft is not None:
-            series.ttft.observe(exchange.ttft)
+            self._ttft.observe(both, exchange.ttft)
         if plan is not None:
-            series.overhead.observe(exchange.overhead)
+            self._overhead.observe((protocol,), exchange.overhead)
             for adjustment in plan.effective.adjustments:
-                self._adjusted.labels(preset, adjustment.name, adjustment.by).inc()
+                self._adjusted.add((preset, adjustment.name, adjustment.by))
 
     def watch_log(self, stats: Callable[[], dict[str, Any]]) -> None:
         """Show the log's own numbers, read when Prometheus asks."""
