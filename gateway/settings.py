@@ -36,7 +36,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body: Size = 16 * 1024 * 1024
     max_reply: Size = 64 * 1024 * 1024
     shutdown_timeout: Seconds = 30.0
-    write_timeout: Seconds = 60.0
     log_message_bytes: Size = 16 * 1024
     log_retention_days: Annotated[float, Meta(ge=0, le=36500)] = 0.0
     secret: str | None = None
@@ -58,7 +57,6 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "max_body": "largest request body, in bytes",
     "max_reply": "largest reply that is not streamed, in bytes",
     "shutdown_timeout": "seconds that open requests get after SIGTERM",
-    "write_timeout": "seconds without progress before a reader that does not read is dropped",
     "log_message_bytes": "how much of a long message the log keeps, in bytes",
     "log_retention_days": "days after which exchanges are deleted from the log; 0 keeps them",
     "ui_port": "port of the chat that `tempera up` starts",

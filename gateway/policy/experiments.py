@@ -154,7 +154,7 @@ def assign(
 ) -> Assignment | None:
     """The variant this unit gets, or None: not running, no unit, or not exposed.
 
-    None is served the preset as it is, and not analysed.
+    None is served the control, and not analysed.
     """
     if experiment.state != "running" or unit is None or bucket(name, "exposure", unit.id) >= experiment.exposure:
         return None
