@@ -23,7 +23,11 @@ from tests.deploy.dockerfile import ROOT, Image, in_context
 
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
-SECRETS = {"TEMPERA_API_KEY": "client-key", "TEMPERA_OPERATOR_KEY": "operator-key", "TEMPERA_UI_PASSWORD": "pass-word"}
+SECRETS = {
+    "TEMPERA_API_KEY": "the-client-key",
+    "TEMPERA_OPERATOR_KEY": "the-operator-key",
+    "TEMPERA_UI_PASSWORD": "pass-word",
+}
 building = pytest.mark.skipif(
     os.environ.get("TEMPERA_TEST_IMAGES") != "1", reason="takes minutes: set TEMPERA_TEST_IMAGES=1"
 )
