@@ -54,7 +54,7 @@ def check(
     `opened` are the fields the operator let through, `fenced` those that only this engine understands, `media` those
     that may hold pictures.
     """
-    for name in fields.keys() & (_WATCHED | fenced):
+    for name in fields.keys() & (_WATCHED | fenced if fenced else _WATCHED):
         if name not in opened and bytes(fields[name]) != b"null":
             _check_field(fields, name, name in fenced)
     if "media_urls" not in opened:
