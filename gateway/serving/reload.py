@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.policy.config import BadConfig, Config
+from gateway.serving.keeping import snapshot
 from gateway.serving.metrics import Metrics
 from gateway.serving.state import State
 
@@ -68,6 +69,7 @@ class Reload:
         self._seen = self._stamp()
         self._metrics.reloads.labels("ok").inc()
         if changed:
+            snapshot(state.log, config)
             _log.info("presets revision %s is in force", config.revision)
         return True
 

@@ -88,7 +88,13 @@ def test_an_exchange_is_on_record_with_what_was_really_used(kept: Target, stream
 
 def test_a_revision_leads_to_its_presets(kept: Target, presets: Path) -> None:
     revision = kept.chat(model="balanced").headers["x-tempera-revision"]
-    assert eventually(lambda: kept.get(f"/v1/revisions/{revision}").body).decode() == presets.read_text("utf-8")
+    assert eventually(lambda: traced(kept, revision)) == presets.read_text("utf-8")
+
+
+def traced(target: Target, revision: str) -> str | None:
+    """The presets behind a revision, once they are there."""
+    reply = target.get(f"/v1/revisions/{revision}")
+    return reply.body.decode() if reply.status == 200 else None
 
 
 def test_refusals_are_on_record_too(kept: Target) -> None:
@@ -199,6 +205,8 @@ def test_presets_are_read_again_and_a_broken_file_changes_nothing(kept: Target, 
         eventually(lambda: kept.get("/v1/presets").json["revision"] != before)
         changed = kept.get("/v1/presets").json["revision"]
         assert kept.chat(model="coding", temperature=0.2).params["temperature"] == 0.25
+        behind = presets.read_text("utf-8")
+        assert eventually(lambda: traced(kept, changed)) == behind
         presets.write_text("presets: {", "utf-8")
         eventually(lambda: kept.get("/readyz").json["presets"] != "ok")
         assert "line" in kept.get("/readyz").json["presets"]
