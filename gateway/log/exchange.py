@@ -48,3 +48,5 @@ class RawExchange(msgspec.Struct, kw_only=True):
     ttft: float | None = None  # to the first event with content; None for a reply that is not streamed
     duration: float = 0.0
     overhead: float = 0.0  # spent in the gateway before the request left for the engine
+    pieces: int = 0  # of a stream's body, as the engine sent them: about one per token
+    trace: str | None = None  # the client's traceparent header (W3C Trace Context), as it came

@@ -46,7 +46,8 @@ Send = Callable[[Message], Awaitable[None]]
 KEPT: Final = 256 * 1024  # bytes of a reply's body kept for the log,
 KEPT_END: Final = 32 * 1024  # so many of them from its end, where the usage is
 _WANTED: Final = frozenset(
-    b"x-preset x-request-id x-unit-id x-conversation-id content-encoding content-length authorization x-api-key".split()
+    b"x-preset x-request-id x-unit-id x-conversation-id content-encoding content-length authorization x-api-key"
+    b" traceparent".split()
 )
 _SSE_STARTS: Final = (b"data", b"event", b":", b"id", b"retry", b"\n", b"\r")
 _clock = time.perf_counter
@@ -77,7 +78,7 @@ class Turn:
 
     __slots__ = (
         "_begun", "_gone", "_receive", "_send", "_size", "_start", "_task", "_told", "caller", "exchange", "headers",
-        "id", "outgoing", "reply", "rewrite", "scope", "state",
+        "id", "leave", "outgoing", "reply", "rewrite", "scope", "state",
     )  # fmt: skip
 
     def __init__(self, state: State, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +86,7 @@ class Turn:
         self.id = exchange_id()
         self.headers: dict[bytes, bytes] = {name: value for name, value in scope["headers"] if name in _WANTED}
         self.caller: Caller = ANYBODY
+        self.leave: Callable[[RawExchange], None] | None = None  # what admission wants to know at the end
         self.outgoing: Outgoing | None = None
         self.reply: Reply | None = None
         self.rewrite: Callable[[bytes], bytes] | None = None  # of a good reply's body, for a route of another shape
@@ -100,6 +102,8 @@ class Turn:
             plan=None,
             reply=[],
         )
+        if (trace := self.headers.get(b"traceparent")) is not None:
+            self.exchange.trace = trace.decode("latin-1")
 
     async def run(self, prepare: Prepare) -> None:
         """The whole of it. Returns when the client has its reply, an error, or has left; raises only CancelledError."""
@@ -136,6 +140,8 @@ class Turn:
         self.exchange.duration = _clock() - self._start
         if isinstance(self.outgoing, Plan):
             self.exchange.plan = replace(self.outgoing, body=b"")  # the log keeps what was asked, not what was sent
+        if self.leave is not None:
+            self.leave(self.exchange)
         if self.exchange.protocol != "other":
             self.state.offer(self.exchange)
 
@@ -203,6 +209,7 @@ class Turn:
         more = True
         while more:
             raw = await reply.read()
+            exchange.pieces += 1
             more = not reply.complete
             if exchange.first_byte is None:
                 exchange.first_byte = _clock() - self._start
