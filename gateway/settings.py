@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
@@ -39,6 +40,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_message_bytes: Size = 16 * 1024
     log_retention_days: Annotated[float, Meta(ge=0, le=36500)] = 0.0
     secret: str | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
+    otlp_endpoint: str | None = None
     ui_port: Port = 8002
 
 
@@ -65,6 +69,9 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
 PREFIX: Final = "TEMPERA_"
 SHORTEST_KEY: Final = 12  # shorter ones can be guessed, and cannot be cut out of a text without hurting it
 
+    "log_format": "how the process writes its own log to stderr: text or json, one line each",
+    "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug has a line per exchange",
+    "otlp_endpoint": "where traces go, an OTLP/HTTP collector; default OTEL_EXPORTER_OTLP_ENDPOINT; unset: no traces",
 
 class BadSettings(ValueError):
     """A TEMPERA_* variable with an impossible value; the message names it and its range, and never shows a key."""
@@ -74,9 +81,11 @@ def read(environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
     """Settings from the environment, overridden by the flags that are not None. Raises BadSettings."""
     source = os.environ if environ is None else environ
     fields = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+# Names that are everybody's, read where ours is not set.
+_COMMON: Final[Mapping[str, str]] = {"otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT"}
     values: dict[str, Any] = {}
     for name, kind in fields.items():
-        text = source.get(PREFIX + name.upper())
+        text = source.get(PREFIX + name.upper()) or source.get(_COMMON.get(name, ""))
         if text:
             try:
                 values[name] = Path(text) if "Path" in str(kind) else msgspec.convert(text, kind, strict=False)
@@ -105,3 +114,5 @@ def _kind(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join((base, *about))
     return f"{'a whole number' if base is int else 'a number'} in [{about[0].ge}, {about[0].le}]"
+    if NoneType in get_args(kind):  # which no variable can say
+        kind = get_args(kind)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,6 @@ _SERVING = several(
 )
 
 
-def _say(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
 def _degenerate(text: str) -> bool:
     """Whether a logged text shows a sign of degeneration; its language is the one most of it is written in."""
     from gateway.evaluation.degeneration import scripts, signs
@@ -40,10 +34,11 @@ def _degenerate(text: str) -> bool:
 @_SERVING
 def serve(model: Path | None, **flags: Any) -> None:
     """Run the gateway (and the embedded engine, if no upstream is given)."""
+    from gateway.serving import logs
     from gateway.serving.running import Start, serve
 
-    _say(logging.INFO)
     settings = settings_of(**flags)
+    logs.set_up(settings)
     sys.exit(serve(Start(settings, config_of(settings)[1], model, degenerate=_degenerate)))
 
 
@@ -52,10 +47,11 @@ def serve(model: Path | None, **flags: Any) -> None:
 @click.option("--no-chat", is_flag=True, help="Leave the chat out.")
 def up(model: Path | None, no_chat: bool, **flags: Any) -> None:
     """Run everything: engine, gateway and chat, with what to try first."""
+    from gateway.serving import logs
     from gateway.serving.running import Start, serve
 
-    _say(logging.WARNING)
     settings = settings_of(**flags)
+    logs.set_up(settings, otherwise="warning")
     start = Start(settings, config_of(settings)[1], model, welcome=True, chat=not no_chat, degenerate=_degenerate)
     sys.exit(serve(start))
 

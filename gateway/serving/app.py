@@ -147,7 +147,6 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
     hidden = [key for up in engines.values() if (key := secret_of(up.api_key_env))]
     hidden += [key for key in (settings.operator_key, settings.upstream_api_key, settings.api_key) if key]
     log = keeping.open_log(settings, hidden)
-    metrics.watch_log(log.stats)
     learner = Learner(log.engine)
     offer = keeping.make_offer(log, metrics, learner, lambda: state.config)
     state = State(settings, config, facts, pools, models, access, log, offer, degenerate)
@@ -156,6 +155,7 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
     async def lifespan(_: Any) -> AsyncIterator[None]:
         reload = Reload(state, presets_path(settings), read_config, metrics)
         tasks = (models.watch(), reload.watch(), keeping.learn(state, learner))
+    metrics.watch(state)
         watching = [asyncio.create_task(task) for task in tasks]
         keeping.snapshot(log, config)
         try:
