@@ -29,6 +29,19 @@ _BETWEEN: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.
 _DROPPED: Final = ("queue_full", "closed", "unreadable", "spool_full", "disk_full", "refused", "torn")
 
 
+_TEXTS: Final = {
+    "requests": "Generation requests by how they ended and the HTTP status; 0: the client left before there was one.",
+    "request_seconds": "From the whole request to the end of the reply.",
+    "first_token_seconds": "From the whole request to the first event with text (streams only).",
+    "inter_token_seconds": "Mean time between the pieces of a stream, one value per exchange: (duration - time to the "
+    "first token) / (pieces - 1). Engines send about one token per piece; a client that reads slowly slows it down.",
+    "overhead_seconds": "Spent in the gateway before a request left for the engine.",
+    "adjustments": "Parameters changed on the way, by why.",
+    "tokens": "Tokens as the engine counted them, of the exchanges that the log reads (not those of presets with log: "
+    "off, nor those that log_share leaves out).",
+    "in_flight": "Requests on the data path now.",
+    "reloads": "Readings of the presets file by how they ended.",
+}
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
@@ -69,53 +82,21 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = CollectorRegistry() if registry is None else registry
         both = ("preset", "protocol")
-        self._requests = Counts(
-            "tempera_requests",
-            "Generation requests by how they ended and the HTTP status; 0: the client left before there was one.",
-            (*both, "outcome", "status"),
-        )
-        self._duration = Buckets(
-            "tempera_request_seconds", "From the whole request to the end of the reply.", both, _SECONDS
-        )
-        self._ttft = Buckets(
-            "tempera_first_token_seconds",
-            "From the whole request to the first event with text (streams only).",
-            both,
-            _SECONDS,
-        )
-        self._between = Buckets(
-            "tempera_inter_token_seconds",
-            "Mean time between the pieces of a stream, one value per exchange: (duration - time to the first token) / "
-            "(pieces - 1). Engines send about one token per piece; a client that reads slowly slows it down.",
-            both,
-            _BETWEEN,
-        )
-        self._overhead = Buckets(
-            "tempera_overhead_seconds",
-            "Spent in the gateway before a request left for the engine.",
-            ("protocol",),
-            _OVERHEAD,
-        )
-        self._adjusted = Counts(
-            "tempera_adjustments", "Parameters changed on the way, by why.", ("preset", "parameter", "reason")
-        )
-        self._tokens = Counts(
-            "tempera_tokens",
-            "Tokens as the engine counted them, of the exchanges that the log reads (not those of presets with log: "
-            "off, nor those that log_share leaves out).",
-            (*both, "kind"),
-        )
+        self._requests = _counts("requests", (*both, "outcome", "status"))
+        self._duration = _buckets("request_seconds", both, _SECONDS)
+        self._ttft = _buckets("first_token_seconds", both, _SECONDS)
+        self._between = _buckets("inter_token_seconds", both, _BETWEEN)
+        self._overhead = _buckets("overhead_seconds", ("protocol",), _OVERHEAD)
+        self._adjusted = _counts("adjustments", ("preset", "parameter", "reason"))
+        self._tokens = _counts("tokens", (*both, "kind"))
         counted = (self._requests, self._duration, self._ttft, self._between, self._overhead, self._adjusted)
         for collector in (*counted, self._tokens):
             registry.register(collector)
         ProcessCollector(registry=registry)
         self.in_flight = 0  # kept by whoever counts, read when Prometheus asks
-        Gauge("tempera_in_flight", "Requests on the data path now.", registry=registry).set_function(
-            lambda: self.in_flight
-        )
-        self.reloads = Counter(
-            "tempera_reloads", "Readings of the presets file by how they ended.", ("outcome",), registry=registry
-        )
+        gauge = Gauge("tempera_in_flight", _TEXTS["in_flight"], registry=registry)
+        gauge.set_function(lambda: self.in_flight)
+        self.reloads = Counter("tempera_reloads", _TEXTS["reloads"], ("outcome",), registry=registry)
         for outcome in ("ok", "refused"):
             self.reloads.labels(outcome)
 
@@ -197,6 +178,14 @@ class _LogNumbers(Collector):
         yield GaugeMetricFamily(
             "tempera_log_database_up", "Whether the database takes rows.", value=found["database"] != "down"
         )
+
+
+def _counts(name: str, labels: tuple[str, ...]) -> Counts:
+    return Counts(f"tempera_{name}", _TEXTS[name], labels)
+
+
+def _buckets(name: str, labels: tuple[str, ...], bounds: tuple[float, ...]) -> Buckets:
+    return Buckets(f"tempera_{name}", _TEXTS[name], labels, bounds)
 
 
 def _flag(name: str, text: str, truth: Any) -> Metric:
