@@ -150,12 +150,12 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
     learner = Learner(log.engine)
     offer = keeping.make_offer(log, metrics, learner, lambda: state.config)
     state = State(settings, config, facts, pools, models, access, log, offer, degenerate)
+    metrics.watch(state)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         reload = Reload(state, presets_path(settings), read_config, metrics)
         tasks = (models.watch(), reload.watch(), keeping.learn(state, learner))
-    metrics.watch(state)
         watching = [asyncio.create_task(task) for task in tasks]
         keeping.snapshot(log, config)
         try:
