@@ -39,10 +39,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shutdown_timeout: Seconds = 30.0
     log_message_bytes: Size = 16 * 1024
     log_retention_days: Annotated[float, Meta(ge=0, le=36500)] = 0.0
-    secret: str | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] | None = None
     otlp_endpoint: str | None = None
+    secret: str | None = None
     ui_port: Port = 8002
 
 
@@ -63,15 +63,17 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "shutdown_timeout": "seconds that open requests get after SIGTERM",
     "log_message_bytes": "how much of a long message the log keeps, in bytes",
     "log_retention_days": "days after which exchanges are deleted from the log; 0 keeps them",
+    "log_format": "how the process writes its own log to stderr: text or json, one line each",
+    "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug has a line per exchange",
+    "otlp_endpoint": "where traces go, an OTLP/HTTP collector; default OTEL_EXPORTER_OTLP_ENDPOINT; unset: no traces",
     "ui_port": "port of the chat that `tempera up` starts",
     "secret": "secret for hashing users and conversations; default: made once, in the data directory",
 }
 PREFIX: Final = "TEMPERA_"
+# Names that are everybody's, read where ours is not set.
+_COMMON: Final[Mapping[str, str]] = {"otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT"}
 SHORTEST_KEY: Final = 12  # shorter ones can be guessed, and cannot be cut out of a text without hurting it
 
-    "log_format": "how the process writes its own log to stderr: text or json, one line each",
-    "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug has a line per exchange",
-    "otlp_endpoint": "where traces go, an OTLP/HTTP collector; default OTEL_EXPORTER_OTLP_ENDPOINT; unset: no traces",
 
 class BadSettings(ValueError):
     """A TEMPERA_* variable with an impossible value; the message names it and its range, and never shows a key."""
@@ -81,8 +83,6 @@ def read(environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
     """Settings from the environment, overridden by the flags that are not None. Raises BadSettings."""
     source = os.environ if environ is None else environ
     fields = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-# Names that are everybody's, read where ours is not set.
-_COMMON: Final[Mapping[str, str]] = {"otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT"}
     values: dict[str, Any] = {}
     for name, kind in fields.items():
         text = source.get(PREFIX + name.upper()) or source.get(_COMMON.get(name, ""))
@@ -110,9 +110,9 @@ def for_child(**extra: str) -> dict[str, str]:
 
 def _kind(kind: Any) -> str:
     """`a whole number in [0, 65535]`, `vllm or llama.cpp`."""
+    if NoneType in get_args(kind):  # which no variable can say
+        kind = get_args(kind)[0]
     base, *about = get_args(kind)
     if get_origin(kind) is Literal:
         return " or ".join((base, *about))
     return f"{'a whole number' if base is int else 'a number'} in [{about[0].ge}, {about[0].le}]"
-    if NoneType in get_args(kind):  # which no variable can say
-        kind = get_args(kind)[0]
