@@ -18,6 +18,7 @@ from msgspec import Meta
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Size = Annotated[int, Meta(ge=1, le=2**40)]
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
+Places = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,6 +45,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     otlp_endpoint: str | None = None
     secret: str | None = None
     ui_port: Port = 8002
+    limits_url: str | None = None
+    limits_lease: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    max_in_flight: Places = 1000
+    max_queued: Places = 1000
+    max_queue_wait: Seconds = 10.0
 
 
 DESCRIPTIONS: Final[Mapping[str, str]] = {
@@ -67,6 +73,11 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug has a line per exchange",
     "otlp_endpoint": "where traces go, an OTLP/HTTP collector; default OTEL_EXPORTER_OTLP_ENDPOINT; unset: no traces",
     "ui_port": "port of the chat that `tempera up` starts",
+    "limits_url": "Redis or Valkey that counts the keys' limits for all replicas: redis://host:6379/0, rediss://, valkey://",
+    "limits_lease": "seconds after which the requests in flight of a replica that was killed no longer count there",
+    "max_in_flight": "requests in flight per process, whoever sends them; 0: any number",
+    "max_queued": "requests that wait for one of those places; more get a 429",
+    "max_queue_wait": "seconds that a request waits there before it gets a 429",
     "secret": "secret for hashing users and conversations; default: made once, in the data directory",
 }
 PREFIX: Final = "TEMPERA_"

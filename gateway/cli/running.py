@@ -95,33 +95,4 @@ def presets(presets: Path | None) -> None:
     click.echo(f"\n{path}, revision {config.revision}; the default preset is marked with *.")
 
 
-@click.group()
-def keys() -> None:
-    """API keys."""
-
-
-@keys.command("new")
-@click.argument("name")
-@click.option("--presets", "presets", metavar="A,B", help="The presets this key may use  [default: all]")
-@click.option("--preset", help="The preset it gets when a request names none.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where keys.yaml lies  [default: ./data]")
-def new_key(name: str, presets: str | None, preset: str | None, data_dir: Path | None) -> None:
-    """Make a key NAME, print it once, and keep its hash."""
-    from gateway.serving.access import BadKeys, add_key
-    from gateway.serving.app import keys_path
-
-    settings = settings_of(data_dir=data_dir)
-    allowed = [part.strip() for part in presets.split(",")] if presets else None
-    _, config = config_of(settings)
-    unknown = sorted({*(allowed or ()), *([preset] if preset else ())} - config.presets.keys())
-    if unknown:
-        raise click.UsageError(f"there is no preset {unknown[0]!r}; there are: {', '.join(config.presets)}")
-    try:
-        key = add_key(keys_path(settings), name, preset, allowed)
-    except BadKeys as error:
-        raise click.UsageError(str(error)) from None
-    click.echo(key)
-    click.echo(f"This is the only time it is shown. Its hash is in {keys_path(settings)}.", err=True)
-
-
-COMMANDS = (up, serve, check, presets, keys)
+COMMANDS = (up, serve, check, presets)

@@ -23,7 +23,7 @@ from gateway.log.exchange import RawExchange
 from gateway.log.store import Away
 from gateway.log.writer import Log, Options
 from gateway.policy.config import Config
-from gateway.serving.access import KEY_MARK, KEY_PATTERN
+from gateway.serving.keyfile import KEY_MARK, KEY_PATTERN
 from gateway.serving.metrics import Metrics
 from gateway.serving.state import State
 from gateway.settings import Settings

@@ -34,6 +34,7 @@ class Doors:
 
     def __init__(self, key: bytes | None = None) -> None:
         self.key, self.trouble = key, None
+        self.gate, self.limiter = None, SimpleNamespace(trouble=None)
 
     def admit(self, key: bytes | None) -> Any:
         if self.key is not None and key != self.key:
