@@ -177,7 +177,7 @@ def running(home: Path) -> Iterator[Installation]:
 
 def _installation(home: Path, database: str, limits: str) -> Installation:
     (home / "presets.yaml").write_text(PRESETS)
-    keys = {"load": _key(home, "load"), "limited": _key(home, "limited")}
+    keys = {"load": _key(home, "load"), "limited": _key(home, "limited", "--rpm", str(LIMIT))}
     engines = []
     for name in ("east", "west"):
         port = free_port()
@@ -195,7 +195,7 @@ def _installation(home: Path, database: str, limits: str) -> Installation:
         "TEMPERA_UPSTREAM": router.url,
         "TEMPERA_UPSTREAM_API_KEY": ENGINE_KEY,
         "TEMPERA_DATABASE_URL": database,
-        # "TEMPERA_LIMITS_URL": limits,
+        "TEMPERA_LIMITS_URL": limits,
         "TEMPERA_KEYS": str(home / "keys.yaml"),
         "TEMPERA_OPERATOR_KEY": OPERATOR_KEY,
         "TEMPERA_PRESETS": str(home / "presets.yaml"),
@@ -205,6 +205,7 @@ def _installation(home: Path, database: str, limits: str) -> Installation:
     for name in ("one", "two"):
         port = free_port()
         command = [sys.executable, "-m", "gateway.cli", "serve", "--port", str(port)]
+        command += ["--workers", str(WORKERS)] if WORKERS > 1 else []
         own = {"TEMPERA_DATA_DIR": str(home / name)}
         gateways.append(Part(f"gateway {name}", command, home / f"gateway-{name}.txt", port, told | own))
     return Installation(home, database, engines, router, gateways, keys)
