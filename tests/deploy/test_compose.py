@@ -23,10 +23,17 @@ COMPOSE = ROOT / "docker-compose.yml"
 LOCKS = ROOT / "deploy" / "locks"
 PROFILES = (*MODES, "cpu")
 MANY = "scale"
+SEEN = "observe"
 GATEWAYS = ("gateway", "gateway-cpu", "gateway-1", "gateway-2")
 OURS = (*GATEWAYS, "chat", "chat-1", "chat-2", "router")
 # Images of others, whose exact tags were seen in use when they were chosen.
-OTHERS = {"postgres": "postgres:18.6-trixie", "valkey": "valkey/valkey:8.1.4", "balancer": "haproxy:3.2.19-alpine"}
+OTHERS = {
+    "postgres": "postgres:18.6-trixie",
+    "valkey": "valkey/valkey:8.1.4",
+    "balancer": "haproxy:3.2.19-alpine",
+    "prometheus": "prom/prometheus:v3.15.0",
+    "grafana": "grafana/grafana:13.2.3",
+}
 SECRET = re.compile(r"(KEY|TOKEN|PASSWORD|SECRET)$")
 
 FILE: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
@@ -61,12 +68,12 @@ def test_it_is_a_compose_file_by_the_published_schema() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_only_gateway_and_chat_publish_a_port_and_only_on_this_machine_unless_told_otherwise() -> None:
+def test_only_what_people_look_at_publishes_a_port_and_only_on_this_machine_unless_told_otherwise() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if service.get("ports")}
     host = "${TEMPERA_PUBLISH:-127.0.0.1}"
     gateway, chat = f"{host}:8001:8001", f"{host}:8002:8002"
-    balancer = [gateway, chat]
-    assert published == {"gateway": [gateway], "gateway-cpu": [gateway], "chat": [chat], "balancer": balancer}
+    fronts = {"gateway": [gateway], "gateway-cpu": [gateway], "chat": [chat], "balancer": [gateway, chat]}
+    assert published == fronts | {"grafana": [f"{host}:3000:3000"]}
     assert not any(service.get("network_mode") for service in SERVICES.values())
 
 
@@ -99,7 +106,7 @@ def test_every_service_belongs_to_a_profile() -> None:
     # One without would start in every profile; and a profile that is not documented would be one nobody finds.
     assert {name for name, service in SERVICES.items() if "profiles" not in service} == set()
     profiles = {profile for service in SERVICES.values() for profile in service["profiles"]}
-    assert profiles == {*PROFILES, MANY}
+    assert profiles == {*PROFILES, MANY, SEEN}
 
 
 def test_with_many_nothing_but_the_balancer_is_reached_and_only_gateways_reach_the_router() -> None:
