@@ -119,7 +119,7 @@ def test_one_limit_for_all(installation: Installation, everywhere: list[Line], s
     replies = at_once(everywhere, lambda line, _: line.chat(key), range(asked))
     found = Counter(reply.status for reply in replies)
     assert found == {200: LIMIT, 429: asked - LIMIT}
-    assert all(1 <= int(reply.headers["retry-after"]) <= 60 for reply in replies if reply.status == 429)
+    assert all(1 <= int(reply.headers["retry-after"]) <= 120 for reply in replies if reply.status == 429)
     say(f"limit        {LIMIT} a minute, {asked} asked of {len(everywhere)} processes at once: {found[200]} let in")
 
 
