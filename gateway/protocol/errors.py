@@ -7,6 +7,7 @@
     |   |-- Forbidden 403                the key is good, the preset or route is not for it
     |   |-- NotFound 404                 a route, preset, model or exchange that does not exist
     |   |-- MethodNotAllowed 405
+    |   |-- RequestTimeout 408           the request did not arrive in time
     |   |-- TooLarge 413
     |   `-- UnsupportedMedia 415
     |-- RateLimited 429                  a limit of ours; retry_after says when to come back
@@ -96,6 +97,11 @@ class MethodNotAllowed(InvalidRequest):
     def __init__(self, message: str, allowed: str) -> None:
         super().__init__(message)
         self.told = ((b"allow", allowed.encode()),)
+
+
+class RequestTimeout(InvalidRequest):
+    status = 408
+    code = "request_timeout"
 
 
 class TooLarge(InvalidRequest):
