@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pypr
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-vllm test-clients check format bench ui screenshots vllm lock clean
+.PHONY: help install run test test-vllm test-clients test-scale check format bench ui screenshots vllm lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ test-vllm: install ## The suite against a real vLLM on the CPU (Linux; sets it u
 test-clients: install ## Every client of docs/clients.md as it comes (Node 20+; sets the libraries up once, 400 MB in the cache)
 	$(PY) tests/clients/environment.py
 	TEMPERA_TEST_CLIENTS=1 $(PY) -m pytest tests/clients
+
+test-scale: install ## Two gateways over a router over two engines, parts killed under load; prints the figures (Linux)
+	$(PY) tests/scale/environment.py
+	TEMPERA_TEST_SCALE=1 $(PY) -m pytest tests/scale
 
 check: install ## Lint, types, arrows and budgets of the house
 	$(VENV)/bin/ruff check --output-format concise .
@@ -69,6 +73,7 @@ lock: ## Pin the dependencies again (needs uv); the files name no registry
 	$(UVC) -c $(LOCKS)/dev.txt --extra ui pyproject.toml -o $(LOCKS)/container-chat.txt
 	printf 'hatchling\nsetuptools\n' | $(UVC) -c $(LOCKS)/dev.txt - -o $(LOCKS)/container-build.txt
 	echo 'vllm==0.32.0' | $(UVC) - -o $(LOCKS)/vllm.txt
+	echo 'vllm-router==0.1.17' | $(UVC) - -o $(LOCKS)/vllm-router.txt
 
 clean: ## Remove everything that was set up or made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

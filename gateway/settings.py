@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
@@ -17,6 +18,7 @@ from msgspec import Meta
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Size = Annotated[int, Meta(ge=1, le=2**40)]
 Seconds = Annotated[float, Meta(ge=0, le=86400)]
+Places = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,8 +42,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     write_timeout: Annotated[float, Meta(ge=0.1, le=86400)] = 60.0
     log_message_bytes: Size = 16 * 1024
     log_retention_days: Annotated[float, Meta(ge=0, le=36500)] = 0.0
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
+    otlp_endpoint: str | None = None
     secret: str | None = None
     ui_port: Port = 8002
+    limits_url: str | None = None
+    limits_lease: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    max_in_flight: Places = 1000
+    max_queued: Places = 1000
+    max_queue_wait: Seconds = 10.0
 
 
 DESCRIPTIONS: Final[Mapping[str, str]] = {
@@ -63,10 +73,20 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "write_timeout": "seconds that a client may take no byte of a reply that waits for it",
     "log_message_bytes": "how much of a long message the log keeps, in bytes",
     "log_retention_days": "days after which exchanges are deleted from the log; 0 keeps them",
+    "log_format": "how the process writes its own log to stderr: text or json, one line each",
+    "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug has a line per exchange",
+    "otlp_endpoint": "where traces go, an OTLP/HTTP collector; default OTEL_EXPORTER_OTLP_ENDPOINT; unset: no traces",
     "ui_port": "port of the chat that `tempera up` starts",
+    "limits_url": "Redis or Valkey that counts the keys' limits for all replicas: redis://host:6379/0, rediss://, valkey://",
+    "limits_lease": "seconds after which the requests in flight of a replica that was killed no longer count there",
+    "max_in_flight": "requests in flight per process, whoever sends them; 0: any number",
+    "max_queued": "requests that wait for one of those places; more get a 429",
+    "max_queue_wait": "seconds that a request waits there before it gets a 429",
     "secret": "secret for hashing users and conversations; default: made once, in the data directory",
 }
 PREFIX: Final = "TEMPERA_"
+# Names that are everybody's, read where ours is not set.
+_COMMON: Final[Mapping[str, str]] = {"otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT"}
 SHORTEST_KEY: Final = 12  # shorter ones can be guessed, and cannot be cut out of a text without hurting it
 
 
@@ -80,7 +100,7 @@ def read(environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
     fields = {field.name: field.type for field in msgspec.structs.fields(Settings)}
     values: dict[str, Any] = {}
     for name, kind in fields.items():
-        text = source.get(PREFIX + name.upper())
+        text = source.get(PREFIX + name.upper()) or source.get(_COMMON.get(name, ""))
         if text:
             try:
                 values[name] = Path(text) if "Path" in str(kind) else msgspec.convert(text, kind, strict=False)
@@ -105,6 +125,8 @@ def for_child(**extra: str) -> dict[str, str]:
 
 def _kind(kind: Any) -> str:
     """`a whole number in [0, 65535]`, `vllm or llama.cpp`."""
+    if NoneType in get_args(kind):  # which no variable can say
+        kind = get_args(kind)[0]
     base, *about = get_args(kind)
     if get_origin(kind) is Literal:
         return " or ".join((base, *about))

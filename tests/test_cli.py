@@ -240,6 +240,34 @@ def test_a_new_key_is_shown_once_and_kept_as_a_hash(elsewhere: Path) -> None:
     assert len(yaml.safe_load(file.read_text(encoding="utf-8"))["keys"]) == 2
 
 
+def test_keys_with_limits_are_listed_and_revoked(elsewhere: Path) -> None:
+    write(elsewhere / "presets.yaml", file_of({"a": preset(), "b": preset()}))
+    assert "No keys in" in tempera("keys", "list", "--data-dir", "d").stdout
+    limits = ("--rpm", "60", "--tpm", "90000", "--concurrency", "4")
+    key = tempera("keys", "new", "app", "--presets", "a", "--preset", "a", *limits, "--data-dir", "d").stdout.strip()
+    tempera("keys", "new", "free", "--preset", "b", "--data-dir", "d")
+    file = elsewhere / "d" / "keys.yaml"
+    first, second = yaml.safe_load(file.read_text(encoding="utf-8"))["keys"]
+    assert {name: first[name] for name in ("rpm", "tpm", "concurrency")} == {"rpm": 60, "tpm": 90000, "concurrency": 4}
+    assert second.keys() == {"name", "hash", "preset"}
+    listed = tempera("keys", "list", "--data-dir", "d").stdout
+    rows = [line.split() for line in listed.splitlines()[1:]]
+    assert rows == [["app", "60", "90000", "4", "a*"], ["free", "-", "-", "-", "all,", "b*"]]
+    assert key not in listed
+    assert first["hash"] not in listed
+    gone = tempera("keys", "revoke", "nobody", "--data-dir", "d")
+    assert (gone.exit_code, "there are: app, free" in gone.stderr) == (2, True)
+    assert tempera("keys", "revoke", "app", "--data-dir", "d").exit_code == 0
+    assert [entry["name"] for entry in yaml.safe_load(file.read_text(encoding="utf-8"))["keys"]] == ["free"]
+    assert file.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("option", "value"), [("--rpm", "0"), ("--tpm", "-1"), ("--concurrency", "many")])
+def test_a_limit_that_is_none(option: str, value: str, elsewhere: Path) -> None:
+    result = tempera("keys", "new", "x", option, value, "--data-dir", "d")
+    assert (result.exit_code, option in result.stderr, (elsewhere / "d").exists()) == (2, True, False)
+
+
 # --- help
 
 

@@ -39,6 +39,13 @@ def test_everything_set() -> None:
     assert environment["TEMPERA_PORT"] == "0"
 
 
+def test_where_traces_go_has_a_name_that_is_everybodys() -> None:
+    common = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+    assert read({}).otlp_endpoint is None
+    assert read(common).otlp_endpoint == "http://collector:4318"
+    assert read(common | {"TEMPERA_OTLP_ENDPOINT": "http://own:4318"}).otlp_endpoint == "http://own:4318"
+
+
 def test_flags_win_unless_they_are_not_given() -> None:
     environment = {"TEMPERA_PORT": "9000", "TEMPERA_HOST": "::1"}
     found = read(environment, port=0, host=None, presets=Path("p.yaml"))
@@ -53,6 +60,8 @@ def test_flags_win_unless_they_are_not_given() -> None:
         ("PORT", "65536", "[0, 65535]"),
         ("PORT", "-1", "[0, 65535]"),
         ("UI_PORT", "x", "[0, 65535]"),
+        ("LOG_LEVEL", "loud", "debug or info or warning or error"),
+        ("LOG_FORMAT", "xml", "text or json"),
         ("MAX_BODY", "0", "whole number"),
         ("MAX_BODY", "16MB", "whole number"),
         ("MAX_REPLY", "-5", "whole number"),

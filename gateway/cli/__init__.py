@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from gateway.cli import evaluation, records, running
+from gateway.cli import evaluation, keys, records, running
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -17,5 +17,5 @@ def main() -> None:
     """Scenario presets with guard rails, in front of an OpenAI-compatible engine."""
 
 
-for command in (*running.COMMANDS, *records.COMMANDS, *evaluation.COMMANDS):
+for command in (*running.COMMANDS, keys.keys, *records.COMMANDS, *evaluation.COMMANDS):
     main.add_command(command)

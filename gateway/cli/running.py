@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,6 @@ _SERVING = several(
 )
 
 
-def _say(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
 def _degenerate(text: str) -> bool:
     """Whether a logged text shows a sign of degeneration; its language is the one most of it is written in."""
     from gateway.evaluation.degeneration import scripts, signs
@@ -40,10 +34,11 @@ def _degenerate(text: str) -> bool:
 @_SERVING
 def serve(model: Path | None, **flags: Any) -> None:
     """Run the gateway (and the embedded engine, if no upstream is given)."""
+    from gateway.serving import logs
     from gateway.serving.running import Start, serve
 
-    _say(logging.INFO)
     settings = settings_of(**flags)
+    logs.set_up(settings)
     sys.exit(serve(Start(settings, config_of(settings)[1], model, degenerate=_degenerate)))
 
 
@@ -52,10 +47,11 @@ def serve(model: Path | None, **flags: Any) -> None:
 @click.option("--no-chat", is_flag=True, help="Leave the chat out.")
 def up(model: Path | None, no_chat: bool, **flags: Any) -> None:
     """Run everything: engine, gateway and chat, with what to try first."""
+    from gateway.serving import logs
     from gateway.serving.running import Start, serve
 
-    _say(logging.WARNING)
     settings = settings_of(**flags)
+    logs.set_up(settings, otherwise="warning")
     start = Start(settings, config_of(settings)[1], model, welcome=True, chat=not no_chat, degenerate=_degenerate)
     sys.exit(serve(start))
 
@@ -99,33 +95,4 @@ def presets(presets: Path | None) -> None:
     click.echo(f"\n{path}, revision {config.revision}; the default preset is marked with *.")
 
 
-@click.group()
-def keys() -> None:
-    """API keys."""
-
-
-@keys.command("new")
-@click.argument("name")
-@click.option("--presets", "presets", metavar="A,B", help="The presets this key may use  [default: all]")
-@click.option("--preset", help="The preset it gets when a request names none.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where keys.yaml lies  [default: ./data]")
-def new_key(name: str, presets: str | None, preset: str | None, data_dir: Path | None) -> None:
-    """Make a key NAME, print it once, and keep its hash."""
-    from gateway.serving.access import BadKeys, add_key
-    from gateway.serving.app import keys_path
-
-    settings = settings_of(data_dir=data_dir)
-    allowed = [part.strip() for part in presets.split(",")] if presets else None
-    _, config = config_of(settings)
-    unknown = sorted({*(allowed or ()), *([preset] if preset else ())} - config.presets.keys())
-    if unknown:
-        raise click.UsageError(f"there is no preset {unknown[0]!r}; there are: {', '.join(config.presets)}")
-    try:
-        key = add_key(keys_path(settings), name, preset, allowed)
-    except BadKeys as error:
-        raise click.UsageError(str(error)) from None
-    click.echo(key)
-    click.echo(f"This is the only time it is shown. Its hash is in {keys_path(settings)}.", err=True)
-
-
-COMMANDS = (up, serve, check, presets, keys)
+COMMANDS = (up, serve, check, presets)

@@ -167,6 +167,7 @@ def _health(state: State, metrics: Metrics) -> APIRouter:
             "revision": state.config.revision,
             "presets": state.trouble or "ok",
             "keys": state.access.trouble or "ok",
+            "limits": state.access.limiter.trouble or "ok",
             "log": _log_state(state.log.stats()) if state.log.opened else "opening",
         }
         return JSONResponse(body, 200 if ready else 503)

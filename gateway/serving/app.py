@@ -22,8 +22,10 @@ from gateway.serving.access import Access, is_loopback
 from gateway.serving.api import create_api
 from gateway.serving.client import Message, Receive, Scope, Send, client_of
 from gateway.serving.ids import exchange_id, request_id
+from gateway.serving.limits import Limiter
 from gateway.serving.metrics import Metrics
 from gateway.serving.models import Models
+from gateway.serving.queueing import Gate
 from gateway.serving.relay import Turn
 from gateway.serving.reload import Reload
 from gateway.serving.routes import find
@@ -113,8 +115,11 @@ def _pool(settings: Settings, name: str, upstream: Upstream) -> Pool:
 
 
 def open_access(settings: Settings) -> Access:
-    """Who may come in. Raises ValueError for an address beyond this machine without any key."""
+    """Who may come in, and how many. Raises ValueError for an address beyond this machine without any key."""
     access = Access(keys_path(settings), settings.api_key, settings.operator_key)
+    access.limiter = Limiter(settings.limits_url, settings.limits_lease)
+    if settings.max_in_flight:
+        access.gate = Gate(settings.max_in_flight, settings.max_queued, settings.max_queue_wait)
     if access.open and not is_loopback(settings.host):
         raise ValueError(
             f"Without keys the gateway binds to this machine only, not to {settings.host}: "
@@ -148,15 +153,15 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
     hidden = [key for up in engines.values() if (key := secret_of(up.api_key_env))]
     hidden += [key for key in (settings.operator_key, settings.upstream_api_key, settings.api_key) if key]
     log = keeping.open_log(settings, hidden)
-    metrics.watch_log(log.stats)
     learner = Learner(log.engine)
     offer = keeping.make_offer(log, metrics, learner, lambda: state.config)
     state = State(settings, config, facts, pools, models, access, log, offer, degenerate)
+    metrics.watch(state)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         reload = Reload(state, presets_path(settings), read_config, metrics)
-        tasks = (models.watch(), reload.watch(), keeping.learn(state, learner))
+        tasks = (models.watch(), reload.watch(), access.limiter.watch(), keeping.learn(state, learner))
         watching = [asyncio.create_task(task) for task in tasks]
         keeping.snapshot(log, config)
         try:
@@ -164,7 +169,7 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
         finally:
             for task in watching:
                 task.cancel()
-            await asyncio.gather(*(pool.close() for pool in pools.values()))
+            await asyncio.gather(access.limiter.close(), *(pool.close() for pool in pools.values()))
             await asyncio.to_thread(log.close)
 
     return Front(state, metrics, create_api(state, metrics, lifespan))

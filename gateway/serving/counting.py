@@ -14,31 +14,31 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-Labels = tuple[str, ...]
+Labels = tuple[str | int, ...]
 
 
 class Counts(Collector):
-    """A counter: `add(labels)`."""
+    """A counter: `add(labels)`. One thread adds; any thread may collect."""
 
-    def __init__(self, name: str, text: str, labels: Labels) -> None:
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
         self._name, self._text, self._labels = name, text, labels
         self._values: dict[Labels, int] = {}
 
-    def add(self, labels: Labels) -> None:
-        """Count one."""
-        self._values[labels] = self._values.get(labels, 0) + 1
+    def add(self, labels: Labels, number: int = 1) -> None:
+        """Count one, or as many."""
+        self._values[labels] = self._values.get(labels, 0) + number
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
+        for labels, value in self._values.copy().items():  # one step of the interpreter: nobody adds in between
+            family.add_metric([str(label) for label in labels], value)
         yield family
 
 
 class Buckets(Collector):
     """A histogram: `observe(labels, value)`. `bounds` are the upper ends of its buckets, rising, without infinity."""
 
-    def __init__(self, name: str, text: str, labels: Labels, bounds: Sequence[float]) -> None:
+    def __init__(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
         self._name, self._text, self._labels = name, text, labels
         self._bounds: Final = tuple(bounds)
         self._rows: dict[Labels, list[int]] = {}
@@ -57,5 +57,7 @@ class Buckets(Collector):
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         ends = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
         for labels, row in self._rows.items():
-            family.add_metric(labels, list(zip(ends, accumulate(row), strict=True)), self._sums[labels])
+            family.add_metric(
+                [str(label) for label in labels], list(zip(ends, accumulate(row), strict=True)), self._sums[labels]
+            )
         yield family

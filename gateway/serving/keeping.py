@@ -23,13 +23,14 @@ from gateway.log.exchange import RawExchange
 from gateway.log.store import Away
 from gateway.log.writer import Log, Options
 from gateway.policy.config import Config
-from gateway.serving.access import KEY_MARK, KEY_PATTERN
+from gateway.serving.keyfile import KEY_MARK, KEY_PATTERN
 from gateway.serving.metrics import Metrics
 from gateway.serving.state import State
 from gateway.settings import Settings
 
 LEARN_EVERY: Final = 30.0  # seconds
 _log = logging.getLogger("tempera.log")
+_exchanges = logging.getLogger("tempera.exchange")
 
 
 def open_log(settings: Settings, hidden: list[str]) -> Log:
@@ -70,9 +71,12 @@ def make_offer(
     log: Log, metrics: Metrics, learner: Learner, config: Callable[[], Config]
 ) -> Callable[[RawExchange], None]:
     """What the relay calls at the end of every exchange; it waits for nothing."""
+    told = _exchanges.isEnabledFor(logging.DEBUG)
 
     def offer(exchange: RawExchange) -> None:
         metrics.observe(exchange)
+        if told:
+            _tell(exchange)
         plan = exchange.plan
         share = 1.0
         if plan is not None:
@@ -83,6 +87,20 @@ def make_offer(
         log.offer(exchange, share)
 
     return offer
+
+
+def _tell(exchange: RawExchange) -> None:
+    """One line of the process's log, with nothing in it that a client wrote."""
+    _exchanges.debug(
+        "exchange %(exchange)s: preset %(preset)s, %(status)d, %(outcome)s, %(ms).1f ms",
+        {
+            "exchange": exchange.id,
+            "preset": exchange.plan.preset if exchange.plan else None,
+            "status": exchange.status,
+            "outcome": exchange.outcome,
+            "ms": round(exchange.duration * 1000, 1),
+        },
+    )
 
 
 async def learn(state: State, learner: Learner) -> None:

@@ -1,40 +1,176 @@
-"""Prometheus metrics of the data path.
+"""Prometheus metrics of one gateway process.
 
-Labels come from the config and from fixed tables, never from a client, so their number is bounded.
+Labels come from the config, from fixed tables and from HTTP's status codes, never from a client, so their number is
+bounded. What is counted belongs to the thread that counts it: requests to the event loop, tokens to the log's writer.
 
-Knows what an exchange says of itself; reads no bodies.
+Knows what an exchange and its row say of themselves; reads no bodies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Annotated, Any, Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.log.exchange import RawExchange
+from gateway.log.row import Row
 from gateway.serving.counting import Buckets, Counts
+from gateway.serving.state import State
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _OVERHEAD: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+_BETWEEN: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+# Shown from the start, as zeros: an alert on an increase sees nothing of a series that begins with its first event.
+_DROPPED: Final = ("queue_full", "closed", "unreadable", "spool_full", "disk_full", "refused", "torn")
+
+
+_TEXTS: Final = {
+    "requests": "Generation requests by how they ended and the HTTP status; 0: the client left before there was one.",
+    "request_seconds": "From the whole request to the end of the reply.",
+    "first_token_seconds": "From the whole request to the first event with text (streams only).",
+    "inter_token_seconds": "Mean time between the pieces of a stream, one value per exchange: (duration - time to the "
+    "first token) / (pieces - 1). Engines send about one token per piece; a client that reads slowly slows it down.",
+    "overhead_seconds": "Spent in the gateway before a request left for the engine.",
+    "adjustments": "Parameters changed on the way, by why.",
+    "tokens": "Tokens as the engine counted them, of the exchanges that the log reads (not those of presets with log: "
+    "off, nor those that log_share leaves out).",
+    "in_flight": "Requests on the data path now.",
+    "reloads": "Readings of the presets file by how they ended.",
+}
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+
+
+class Usage(msgspec.Struct):
+    """Token counts, as the protocols spell them; what an engine says in any other way counts as nothing."""
+
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
+    input_tokens: Tokens = 0
+    output_tokens: Tokens = 0
+
+    @property
+    def prompt(self) -> int:
+        return self.prompt_tokens or self.input_tokens
+
+    @property
+    def completion(self) -> int:
+        return self.completion_tokens or self.output_tokens
+
+
+_usage: Final = msgspec.json.Decoder(Usage)
+_NO_USAGE: Final = Usage()
+
+
+def read_usage(row: Row) -> Usage:
+    """The token counts of a row; zeros when the engine told none that can be read."""
+    if row.usage is None:
+        return _NO_USAGE
+    try:
+        return _usage.decode(row.usage)
+    except msgspec.MsgspecError:
+        return _NO_USAGE
+
+
+class Metrics:
+    """`observe` is called once per exchange, on the event loop; `count_tokens` once per row, on the log's writer."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = CollectorRegistry() if registry is None else registry
+        both = ("preset", "protocol")
+        self._requests = _counts("requests", (*both, "outcome", "status"))
+        self._duration = _buckets("request_seconds", both, _SECONDS)
+        self._ttft = _buckets("first_token_seconds", both, _SECONDS)
+        self._between = _buckets("inter_token_seconds", both, _BETWEEN)
+        self._overhead = _buckets("overhead_seconds", ("protocol",), _OVERHEAD)
+        self._adjusted = _counts("adjustments", ("preset", "parameter", "reason"))
+        self._tokens = _counts("tokens", (*both, "kind"))
+        counted = (self._requests, self._duration, self._ttft, self._between, self._overhead, self._adjusted)
+        for collector in (*counted, self._tokens):
+            registry.register(collector)
+        ProcessCollector(registry=registry)
+        self.in_flight = 0  # kept by whoever counts, read when Prometheus asks
+        gauge = Gauge("tempera_in_flight", _TEXTS["in_flight"], registry=registry)
+        gauge.set_function(lambda: self.in_flight)
+        self.reloads = Counter("tempera_reloads", _TEXTS["reloads"], ("outcome",), registry=registry)
+        for outcome in ("ok", "refused"):
+            self.reloads.labels(outcome)
+
+    def observe(self, exchange: RawExchange) -> None:
+        """Count one finished exchange."""
+        plan, protocol, ttft = exchange.plan, exchange.protocol, exchange.ttft
+        preset = "none" if plan is None else plan.preset
+        both = (preset, protocol)
+        self._requests.add((preset, protocol, exchange.outcome, exchange.status))
+        self._duration.observe(both, exchange.duration)
+        if ttft is not None:
+            self._ttft.observe(both, ttft)
+            if exchange.pieces > 1:
+                self._between.observe(both, (exchange.duration - ttft) / (exchange.pieces - 1))
+        if plan is not None:
+            self._overhead.observe((protocol,), exchange.overhead)
+            for adjustment in plan.effective.adjustments:
+                self._adjusted.add((preset, adjustment.name, adjustment.by))
+
+    def count_tokens(self, row: Row, exchange: RawExchange) -> None:
+        """Count what an exchange used. Never raises: the writer thread has rows to save."""
+        usage = read_usage(row)
+        preset = "none" if exchange.plan is None else exchange.plan.preset
+        if usage.prompt:
+            self._tokens.add((preset, exchange.protocol, "prompt"), usage.prompt)
+        if usage.completion:
+            self._tokens.add((preset, exchange.protocol, "completion"), usage.completion)
+
+    def watch(self, state: State) -> None:
+        """Show what the state, its engines and its log say of themselves, read when Prometheus asks."""
+        self.registry.register(_StateNumbers(state))
+        self.registry.register(_LogNumbers(state))
+
+    def page(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class _StateNumbers(Collector):
+    """What is in force, and what is in the way."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state
+        yield InfoMetricFamily("tempera_config", "The presets in force.", value={"revision": state.config.revision})
+        family = GaugeMetricFamily(
+            "tempera_upstream_up", "Whether the engine answered when it was last asked.", labels=("upstream",)
+        )
+        for name, reached in state.models.reached.items():
+            family.add_metric((name,), reached)
+        yield family
+        yield _flag("tempera_presets_refused", "The presets file is broken, the last good one in force.", state.trouble)
+        yield _flag(
+            "tempera_keys_refused", "The keys file is broken, the last good one in force.", state.access.trouble
+        )
+        yield _flag("tempera_draining", "No new requests are taken: the gateway stops.", state.draining)
 
 
 class _LogNumbers(Collector):
     """The sample log's counters, under the names of `Log.stats`."""
 
-    def __init__(self, stats: Callable[[], dict[str, Any]]) -> None:
-        self._stats = stats
+    def __init__(self, state: State) -> None:
+        self._state = state
 
     def collect(self) -> Iterator[Metric]:
-        found = self._stats()
+        found = self._state.log.stats()
         for name in ("offered", "written", "spooled", "replayed"):
             yield CounterMetricFamily(f"tempera_log_{name}", f"Exchanges {name}.", value=found[name])
-        for name in ("left_out", "dropped"):
+        shown = {"left_out": found["left_out"], "dropped": dict.fromkeys(_DROPPED, 0) | found["dropped"]}
+        for name, numbers in shown.items():
             family = CounterMetricFamily(f"tempera_log_{name}", f"Exchanges {name}, by why.", labels=("reason",))
-            for reason, number in found[name].items():
+            for reason, number in numbers.items():
                 family.add_metric((reason,), number)
             yield family
         yield GaugeMetricFamily("tempera_log_queued_bytes", "Waiting to be written.", value=found["queued_bytes"])
@@ -44,59 +180,14 @@ class _LogNumbers(Collector):
         )
 
 
-class Metrics:
-    """`observe` is called once per exchange, on the event loop."""
+def _counts(name: str, labels: tuple[str, ...]) -> Counts:
+    return Counts(f"tempera_{name}", _TEXTS[name], labels)
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.registry = registry
-        labels = ("preset", "protocol")
-        self._requests = Counts("tempera_requests", "Generation requests by how they ended.", (*labels, "outcome"))
-        self._duration = Buckets(
-            "tempera_request_seconds", "From the whole request to the end of the reply.", labels, _SECONDS
-        )
-        self._ttft = Buckets(
-            "tempera_first_token_seconds",
-            "From the whole request to the first event with text (streams only).",
-            labels,
-            _SECONDS,
-        )
-        self._overhead = Buckets(
-            "tempera_overhead_seconds",
-            "Spent in the gateway before a request left for the engine.",
-            ("protocol",),
-            _OVERHEAD,
-        )
-        self._adjusted = Counts(
-            "tempera_adjustments", "Parameters changed on the way, by why.", ("preset", "parameter", "reason")
-        )
-        for collector in (self._requests, self._duration, self._ttft, self._overhead, self._adjusted):
-            registry.register(collector)
-        self.in_flight = 0  # kept by whoever counts, read when Prometheus asks
-        Gauge("tempera_in_flight", "Requests on the data path now.", registry=registry).set_function(
-            lambda: self.in_flight
-        )
-        self.reloads = Counter(
-            "tempera_reloads", "Readings of the presets file by how they ended.", ("outcome",), registry=registry
-        )
 
-    def observe(self, exchange: RawExchange) -> None:
-        """Count one finished exchange."""
-        plan, protocol = exchange.plan, exchange.protocol
-        preset = "none" if plan is None else plan.preset
-        both = (preset, protocol)
-        self._requests.add((preset, protocol, exchange.outcome))
-        self._duration.observe(both, exchange.duration)
-        if exchange.ttft is not None:
-            self._ttft.observe(both, exchange.ttft)
-        if plan is not None:
-            self._overhead.observe((protocol,), exchange.overhead)
-            for adjustment in plan.effective.adjustments:
-                self._adjusted.add((preset, adjustment.name, adjustment.by))
+def _buckets(name: str, labels: tuple[str, ...], bounds: tuple[float, ...]) -> Buckets:
+    return Buckets(f"tempera_{name}", _TEXTS[name], labels, bounds)
 
-    def watch_log(self, stats: Callable[[], dict[str, Any]]) -> None:
-        """Show the log's own numbers, read when Prometheus asks."""
-        self.registry.register(_LogNumbers(stats))
 
-    def page(self) -> bytes:
-        """The text that Prometheus reads."""
-        return generate_latest(self.registry)
+def _flag(name: str, text: str, truth: Any) -> Metric:
+    """A gauge that is 1 or 0."""
+    return GaugeMetricFamily(name, text, value=bool(truth))

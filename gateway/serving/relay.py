@@ -36,8 +36,8 @@ from gateway.serving import replies
 from gateway.serving.access import ANYBODY, Caller
 from gateway.serving.client import Client, ClientGoneError, Headers, Scope
 from gateway.serving.ids import exchange_id, request_id
-from gateway.serving.state import State
 from gateway.serving.reply import Reply
+from gateway.serving.state import State
 
 KEPT: Final = 256 * 1024  # bytes of a reply's body kept for the log,
 KEPT_END: Final = 32 * 1024  # so many of them from its end, where the usage is

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from gateway.log.exchange import RawExchange
 from gateway.policy import fences
 from gateway.policy.choice import Facts, Request, choose
 from gateway.policy.params import PARAMS, Rule, clamp
@@ -27,6 +28,7 @@ from gateway.protocol.errors import (
     UpstreamInvalidResponse,
     UpstreamUnavailable,
 )
+from gateway.serving.limits import Stay
 from gateway.serving.relay import Passage, Prepare, Turn
 
 # Routes of the engine that generate nothing and change nothing. A body's model name is translated as everywhere.
@@ -37,6 +39,7 @@ _MEDIA: Final = (*fences.MEDIA, "documents", "query", "queries", "data_1", "data
 _RESPONSE: Final = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}").fullmatch
 _CANCEL: Final = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}/cancel").fullmatch
 _Decision = TypeVar("_Decision", Plan, Passage)
+Leave = Callable[[RawExchange], None]
 DEFAULT_MAX_TOKENS: Final = 512  # of /generate, as the tutorial has it
 
 
@@ -55,7 +58,7 @@ def find(method: str, path: str) -> Prepare | None:
 
 async def generation(turn: Turn, body: bytes) -> Plan:
     """The Plan of a generation request."""
-    _admit(turn)
+    await _admit(turn, len(body))
     path = turn.scope["path"]
     return await _plan(turn, PATHS[path], path, _read(turn, PATHS[path], body))
 
@@ -66,7 +69,7 @@ async def generate(turn: Turn, body: bytes) -> Plan:
     What is not sent is the preset's business.
     """
     turn.exchange.protocol = "chat"
-    _admit(turn)
+    await _admit(turn, len(body))
     fields = _read(turn, "chat", body)
     turn.rewrite = _only_text
     unknown = sorted(fields.keys() - {"prompt", "temperature", "max_tokens", "preset"})
@@ -90,7 +93,7 @@ async def generate(turn: Turn, body: bytes) -> Plan:
 
 async def passage(turn: Turn, body: bytes) -> Passage:
     """A request that passes as it came, but for the model's name."""
-    _admit(turn)
+    await _admit(turn, len(body))
     path = turn.scope["path"]
     default = next(iter(turn.state.facts.engines))
     if turn.scope["method"] == "GET" or not body:
@@ -139,12 +142,33 @@ async def _with_models(turn: Turn, decide: Callable[[Facts], _Decision]) -> _Dec
     return decide(turn.state.facts)
 
 
-def _admit(turn: Turn) -> None:
+async def _admit(turn: Turn, size: int) -> None:
+    """Who is it, and may it come in now? `size` is the body's, in bytes. Waits only where a limit is in the way."""
     if turn.state.draining:
         raise Draining("The gateway is shutting down; try again.", retry_after=1)
+    access = turn.state.access
     key = turn.headers.get(b"authorization", b"").removeprefix(b"Bearer ") or turn.headers.get(b"x-api-key")
-    turn.caller = turn.state.access.admit(key)
-    turn.exchange.key = turn.caller.name
+    turn.caller = caller = access.admit(key)
+    turn.exchange.key = caller.name
+    if caller.limits is not None:
+        stay = Stay(access.limiter, turn.id, caller.name or "", caller.limits, size)
+        turn.leave = stay.leave  # before the first wait: the client may go while a store is asked
+        try:
+            await stay.enter()
+        finally:
+            turn.told = stay.told
+    gate = access.gate
+    if gate is not None:
+        await gate.enter()
+        turn.leave = gate.leave if turn.leave is None else _both(turn.leave, gate.leave)
+
+
+def _both(first: Leave, second: Leave) -> Leave:
+    def leave(exchange: RawExchange) -> None:
+        first(exchange)
+        second(exchange)
+
+    return leave
 
 
 def _request(turn: Turn, protocol: Protocol, path: str, fields: envelope.Fields) -> Request:

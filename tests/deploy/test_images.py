@@ -1,4 +1,4 @@
-"""What the two images run, run here: the Dockerfile's commands in fresh virtual environments, then its CMD.
+"""What the three images run, run here: the Dockerfile's commands in fresh virtual environments, then its CMD.
 
 The cheap half is always run. Building takes two minutes and downloads what is not cached, so it waits for
 `TEMPERA_TEST_IMAGES=1`, which CI sets. Not shown: the base image, the users and the network of a real container.
@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from tests.deploy.dockerfile import ROOT, Image, in_context
+from tests.fakes import FakeEngine
 
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
@@ -49,7 +50,7 @@ def test_the_images_install_by_hash_and_run_as_nobody_special() -> None:
         from_a_lock = "--require-hashes" in line and "-r deploy/locks/" in line
         of_our_own = "--no-build-isolation --no-deps" in line or "--no-index --no-deps" in line
         assert from_a_lock or of_our_own, line
-    final = re.split(r"^FROM ", text, flags=re.MULTILINE)[-2:]
+    final = re.split(r"^FROM ", text, flags=re.MULTILINE)[-3:]
     for stage in final:
         assert "\nUSER 10001:10001\n" in stage
         assert "\nRUN " not in stage  # nothing is made in what remains: it is copied
@@ -147,3 +148,26 @@ def test_the_chats_image_asks_who_is_there(root: Path) -> None:
             assert client.get("/auth/config").json()["requireLogin"] is True
     packages = next((root / "opt" / "chat" / "lib").glob("python3*/site-packages"))
     assert not {path.name for path in packages.iterdir()} & {"pip", "setuptools", "hatchling", "xllamacpp"}
+
+
+@building
+def test_the_routers_image_takes_what_compose_tells_it(root: Path) -> None:
+    image, port, log = Image(DOCKERFILE, "router", root), free_port(), root / "router.log"
+    places = {"host": "127.0.0.1", "port": port}
+    with FakeEngine.in_thread() as engine:
+        told = [word for word in SERVICES["router"]["command"] if not word.startswith("http://")]
+        told.insert(told.index("--worker-urls") + 1, engine.url)
+        told = [re.sub(r"^--(host|port)=.*", lambda found: f"--{found[1]}={places[found[1]]}", word) for word in told]
+        image.stage.command = [*told, f"--prometheus-port={free_port()}"]
+        process = image.start(log, {})
+        try:
+            deadline = time.monotonic() + 60
+            while not healthy("router", port):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-4000:]
+                time.sleep(0.2)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+                body = {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+                assert client.post("/v1/chat/completions", json=body).status_code == 200
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,7 +1,9 @@
-"""A fake engine as a process of its own, so that it can be killed: `python -m tests.scale.engine PORT NAME JOURNAL`.
+"""A fake engine as a process of its own, so that it can be killed.
+
+    python -m tests.scale.engine PORT NAME JOURNAL KEY
 
 Its replies name it. The journal gets a line the moment a generation request arrives (`+`, its request id, its
-session), and one when it is answered in full (`=`) or left (`x`): what was in flight when it died can be counted exactly.
+session), and one when it is answered in full (`=`) or left (`x`): what was in flight when it died can be counted.
 """
 
 from __future__ import annotations
@@ -41,13 +43,13 @@ class Connection(fakes.Connection):
             self.engine.write("=" if seen.complete else "x", seen)
 
 
-async def main(port: int, name: str, journal: Path) -> None:
+async def main(port: int, name: str, journal: Path, key: str) -> None:
     words = " ".join([name] * 40)
     with journal.open("ab", buffering=0) as file:
-        async with Engine(text=words, pace=0.02, port=port, journal=file):
+        async with Engine(text=words, pace=0.02, port=port, api_key=key, journal=file):
             await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+        asyncio.run(main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]))

@@ -34,6 +34,7 @@ class Doors:
 
     def __init__(self, key: bytes | None = None) -> None:
         self.key, self.trouble = key, None
+        self.gate, self.limiter = None, SimpleNamespace(trouble=None)
 
     def admit(self, key: bytes | None) -> Any:
         if self.key is not None and key != self.key:
@@ -362,7 +363,7 @@ async def test_the_metrics_are_as_many_as_the_config_has_names() -> None:
         assert await chat(f"nope-{number}") == 404
     assert await series() == before
     assert (
-        'tempera_requests_total{outcome="rejected",preset="none",protocol="chat"} 201.0'
+        'tempera_requests_total{outcome="rejected",preset="none",protocol="chat",status="404"} 201.0'
         in (await gateway.get("/metrics")).body.decode()
     )
     assert b"tempera_in_flight 0.0" in (await gateway.get("/metrics")).body

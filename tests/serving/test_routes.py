@@ -276,6 +276,8 @@ async def test_a_tool_call_has_an_empty_text() -> None:
 class OneKey:
     """Lets in one key only."""
 
+    gate = None
+
     def admit(self, key: bytes | None) -> Any:
         from gateway.protocol.errors import Unauthorized
         from gateway.serving.access import Caller

@@ -1,0 +1,110 @@
+"""The keys file: which keys there are, as hashes, and what each may do. Read and written here and nowhere else.
+
+Knows YAML and files; nothing about requests. A key has 256 random bits, so its plain SHA-256 is enough: there is
+nothing to guess from a stolen file.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
+
+KEY_MARK: Final = "tk-"
+# A key of ours in a text: only its hash is known here, so its form has to do.
+KEY_PATTERN: Final = r"tk-[A-Za-z0-9_-]{43}"
+_Most = Annotated[int, Meta(ge=1, le=10**12)]
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What a key may ask for, in [1, 10**12] each; None is unlimited."""
+
+    rpm: _Most | None = None  # requests per minute
+    tpm: _Most | None = None  # tokens per minute, of prompts and replies together
+    concurrency: _Most | None = None  # requests (and so streams) in flight
+
+
+class Key(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """One entry of the keys file. Entries of one name share its limits, so that a key can be changed without a gap."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    hash: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    preset: str | None = None
+    presets: list[str] | None = None
+    rpm: _Most | None = None
+    tpm: _Most | None = None
+    concurrency: _Most | None = None
+
+    @property
+    def limits(self) -> Limits | None:
+        """None for a key without any."""
+        found = Limits(rpm=self.rpm, tpm=self.tpm, concurrency=self.concurrency)
+        return None if found == Limits() else found
+
+
+class BadKeys(ValueError):
+    """A keys file that cannot be used, or a change it does not allow; the message never shows a key."""
+
+
+def digest(key: bytes) -> str:
+    """What is kept of a key."""
+    return sha256(key).hexdigest()
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The entries of a keys file; none when there is no file. Raises BadKeys."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return convert((document or {}).get("keys") or [], list[Key])
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, AttributeError) as error:
+        raise BadKeys(f"{path}: {error}") from None
+
+
+def add_key(
+    path: Path, name: str, preset: str | None = None, presets: list[str] | None = None, limits: Limits | None = None
+) -> str:
+    """Make a key, keep its hash, and return it: this is the only time it can be seen.
+
+    Raises BadKeys, also for a name taken.
+    """
+    keys = read_keys(path)
+    if any(key.name == name for key in keys):
+        raise BadKeys(f"{path}: there is a key named {name!r} already")
+    key = KEY_MARK + secrets.token_urlsafe(32)
+    about = {"name": name, "hash": digest(key.encode()), "preset": preset, "presets": presets or None}
+    try:
+        entry = convert(about | msgspec.structs.asdict(limits or Limits()), Key)
+    except ValidationError as error:
+        raise BadKeys(f"{error}") from None
+    _write(path, (*keys, entry))
+    return key
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Take every entry of a name out. Raises BadKeys, also when there is none."""
+    keys = read_keys(path)
+    left = [key for key in keys if key.name != name]
+    if len(left) == len(keys):
+        known = ", ".join(key.name for key in keys) or "none"
+        raise BadKeys(f"{path}: there is no key named {name!r}; there are: {known}")
+    _write(path, left)
+
+
+def _write(path: Path, keys: Iterable[Key]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({"keys": [to_builtins(key) for key in keys]}, sort_keys=False)
+    # Written beside and moved over, so that a running gateway never reads half of it.
+    fresh = path.with_suffix(".new")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write("# Hashes of API keys; see `tempera keys --help`. A running gateway reads changes by itself.\n")
+        file.write(text)
+    fresh.replace(path)
