@@ -74,7 +74,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "log_message_bytes": "how much of a long message the log keeps, in bytes",
     "log_retention_days": "days after which exchanges are deleted from the log; 0 keeps them",
     "log_format": "how the process writes its own log to stderr: text or json, one line each",
-    "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug has a line per exchange",
+    "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug: a line per exchange",
     "otlp_endpoint": "where traces go, an OTLP/HTTP collector; default OTEL_EXPORTER_OTLP_ENDPOINT; unset: no traces",
     "ui_port": "port of the chat that `tempera up` starts",
     "limits_url": "Redis or Valkey that counts the keys' limits for all replicas: redis://host:6379/0, rediss://, valkey://",

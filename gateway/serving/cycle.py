@@ -95,16 +95,14 @@ class Cycle:
             return True
         if not self.started or self.done:
             raise RuntimeError("A piece of a reply that has not begun, or is complete already.")
-        if self.bare:
-            data = b""
-        elif not self.plain:
+        if not self.plain:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if not more:
                 data += b"0\r\n\r\n"
+        elif self.bare:
+            data = b""
         elif self.left is not None:
-            self.left -= len(data)
-            if self.left < 0 or (self.left and not more):
-                raise RuntimeError("The body is not as long as its Content-Length.")
+            self._count(len(data), more)
         if self.head:
             data, self.head = self.head + data, b""
         if data:
@@ -113,6 +111,11 @@ class Cycle:
             self.done = True
             self.connection.replied(self)
         return not self.connection.full
+
+    def _count(self, length: int, more: bool) -> None:
+        self.left = left = (self.left or 0) - length
+        if left < 0 or (left and not more):
+            raise RuntimeError("The body is not as long as its Content-Length.")
 
     async def sent(self) -> None:
         """Everything written is the transport's already."""

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from gateway.protocol.errors import InvalidRequest, UpstreamReset, UpstreamUnavailable
-from gateway.serving.connection import Connection, Reply, Stale, Timeouts
+from gateway.serving.connection import Connection, Stale, Timeouts
+from gateway.serving.reply import Reply
 
 __all__ = ["Pool", "Reply", "Timeouts"]
 

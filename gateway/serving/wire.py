@@ -107,7 +107,7 @@ class Protocol(asyncio.Protocol):
         """A client that closes its side is gone: whoever waits for a reply keeps both open."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
         self._closing = True
         self.resume_writing()
         for cycle in (self._active, self._incoming):
