@@ -38,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body: Size = 16 * 1024 * 1024
     max_reply: Size = 64 * 1024 * 1024
     shutdown_timeout: Seconds = 30.0
+    read_timeout: Annotated[float, Meta(ge=0.1, le=86400)] = 30.0
+    write_timeout: Annotated[float, Meta(ge=0.1, le=86400)] = 60.0
     log_message_bytes: Size = 16 * 1024
     log_retention_days: Annotated[float, Meta(ge=0, le=36500)] = 0.0
     log_format: Literal["text", "json"] = "text"
@@ -67,10 +69,12 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "max_body": "largest request body, in bytes",
     "max_reply": "largest reply that is not streamed, in bytes",
     "shutdown_timeout": "seconds that open requests get after SIGTERM",
+    "read_timeout": "seconds that a request may take to arrive, and one more for every 16 KiB of it",
+    "write_timeout": "seconds that a client may take no byte of a reply that waits for it",
     "log_message_bytes": "how much of a long message the log keeps, in bytes",
     "log_retention_days": "days after which exchanges are deleted from the log; 0 keeps them",
     "log_format": "how the process writes its own log to stderr: text or json, one line each",
-    "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug has a line per exchange",
+    "log_level": "debug, info, warning or error; default info, under `tempera up` warning; debug: a line per exchange",
     "otlp_endpoint": "where traces go, an OTLP/HTTP collector; default OTEL_EXPORTER_OTLP_ENDPOINT; unset: no traces",
     "ui_port": "port of the chat that `tempera up` starts",
     "limits_url": "Redis or Valkey that counts the keys' limits for all replicas: redis://host:6379/0, rediss://, valkey://",

@@ -29,6 +29,7 @@ class Request(Struct, frozen=True, kw_only=True):
     fields: envelope.Fields
     preset: str | None = None  # the X-Preset header
     units: Mapping[UnitKind, str | None] = {}  # X-Unit-Id and the conversation header; body fields are read here
+    key: str | None = None  # the name of the key
     key_preset: str | None = None
     key_presets: frozenset[str] | None = None  # None: all
 
@@ -48,8 +49,8 @@ class Engine(Struct, frozen=True):
     models: tuple[Model, ...] = ()
 
 
-class Facts(Struct, frozen=True):
-    """What the process knows. The first engine is the default one."""
+class Facts(Struct, frozen=True, eq=False):
+    """What the process knows. The first engine is the default one. Equal only to itself, so that it can key a cache."""
 
     engines: Mapping[str, Engine]
     pepper: str = ""

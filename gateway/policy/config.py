@@ -62,8 +62,8 @@ class Trial(Struct, frozen=True):
     arms: Mapping[str, Arm]
 
 
-class Config(Struct, frozen=True, kw_only=True):
-    """Everything presets.yaml decides.
+class Config(Struct, frozen=True, kw_only=True, eq=False):
+    """Everything presets.yaml decides. Equal only to itself, so that it can key a cache.
 
     `revision` is 12 hex digits of the hash of the text and of every prompt it names.
     """

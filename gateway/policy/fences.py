@@ -40,23 +40,25 @@ IGNORED: Final = {
 MOST: Final = {"stop": 4, "stop_sequences": 4, "stop_token_ids": 128, "logit_bias": 1024, "allowed_token_ids": 1024}
 MOST_LOGPROBS: Final = 20
 MEDIA: Final = ("messages", "input", "system")
-_WATCHED: Final = FENCED | IGNORED.keys() | MOST.keys() | {"top_logprobs", "logprobs"}
+WATCHED: Final = FENCED | IGNORED.keys() | MOST.keys() | {"top_logprobs", "logprobs"}
 
 
 def check(
     fields: Fields,
     opened: frozenset[str],
     fenced: frozenset[str] = frozenset(),
-    media: tuple[str, ...] = MEDIA,
 ) -> None:
     """Raises InvalidRequest (or OutOfRange) for the first field that may not pass.
 
-    `opened` are the fields the operator let through, `fenced` those that only this engine understands, `media` those
-    that may hold pictures.
+    `opened` are the fields the operator let through, `fenced` those that only this engine understands.
     """
-    for name in fields.keys() & (_WATCHED | fenced if fenced else _WATCHED):
+    for name in fields.keys() & (WATCHED | fenced if fenced else WATCHED):
         if name not in opened and bytes(fields[name]) != b"null":
             _check_field(fields, name, name in fenced)
+
+
+def check_media(fields: Fields, opened: frozenset[str], media: tuple[str, ...] = MEDIA) -> None:
+    """Raises InvalidRequest for a picture by address. `media` are the fields that may hold pictures."""
     if "media_urls" not in opened:
         for name in media:
             raw = fields.get(name)

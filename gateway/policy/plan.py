@@ -7,20 +7,21 @@ in as Facts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from gateway.policy import fences, prompts
+from gateway.policy.affinity import session
 from gateway.policy.choice import Facts, Model, Request, choose
 from gateway.policy.config import Config
 from gateway.policy.experiments import Assignment, assign, choose_unit
 from gateway.policy.params import CHOICES, PARAMS, UNJUDGED, Adjustment, Effective, Guard, Param, Value, resolve
 from gateway.policy.presets import Arm, Preset
 from gateway.protocol import envelope, structured
-from gateway.protocol.dialects import ASKED, Dialect, Protocol
+from gateway.protocol.dialects import ASKED, DIALECTS, Dialect, Protocol
 from gateway.protocol.errors import Forbidden, GatewayError, InvalidRequest, OutOfRange
 
 Header = tuple[bytes, bytes]
@@ -45,6 +46,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     assignment: Assignment | None
     log: Literal["full", "parameters", "off"]
     headers: tuple[Header, ...]
+    session: bytes | None = None  # tells the engines' balancer which requests belong together
 
 
 def plan(request: Request, config: Config, facts: Facts) -> Plan:
@@ -53,57 +55,118 @@ def plan(request: Request, config: Config, facts: Facts) -> Plan:
     Raises NotFound (preset, model), InvalidRequest and OutOfRange (a field), Forbidden (the key) and
     UpstreamUnavailable (models never seen); once the preset is known the error tells the client which it was.
     """
-    preset, upstream, model = choose(request, config, facts)
-    told = ((b"x-tempera-preset", preset.name.encode()), (b"x-tempera-revision", config.revision.encode()))
+    fields = request.fields
+    judged = tuple([(name, bytes(raw)) for name, raw in fields.items() if name in _JUDGED])
+    case = (judged, request.protocol, request.preset, request.key_preset, request.key_presets)
+    small = sum([len(raw) for _, raw in judged]) <= _MEMORABLE
+    chosen = (_chosen if small else _chosen.__wrapped__)(case, config, facts)
     try:
-        return _plan(request, config, facts, Chosen(preset, upstream, model, told))
+        fences.check_media(fields, config.open_fields)
+        assignment, arm = _assign(request, config, facts, chosen.preset)
+        settled = (_settled if small else _settled.__wrapped__)(case, config, chosen, arm)
     except GatewayError as error:
-        error.told = told
+        error.told = chosen.told
         raise
+    out: dict[str, Any] = dict(fields)
+    for name in settled.replaced:
+        del out[name]
+    out |= settled.fields
+    if arm.system_prompt is not None:
+        out |= prompts.merge(request.protocol, fields, arm.system_prompt)
+    return Plan(
+        protocol=request.protocol,
+        path=request.path,
+        upstream=chosen.upstream,
+        model=chosen.model.id,
+        body=envelope.encode(out),
+        stream=settled.stream,
+        drop_usage=settled.drop_usage,
+        preset=chosen.preset.name,
+        revision=config.revision,
+        effective=settled.effective,
+        assignment=assignment,
+        log=chosen.preset.file.log,
+        headers=settled.headers if assignment is None else (*settled.headers, _variant(assignment)),
+        session=session(facts.pepper, request.key, request.units.get("conversation")),
+    )
 
 
-class Chosen(Struct, frozen=True):
-    """Whom the request is for, and the reply headers that say so."""
+# Of a request's fields a plan depends on these, the unit's identifiers and nothing else; the others are the engine's.
+# The same few combinations come all day long, so what was decided about one is remembered (and nobody writes to it),
+# up to so many bytes: texts of any length are not worth remembering.
+_JUDGED: Final = frozenset({"model", "preset", "n", "stream", "stream_options"}).union(
+    fences.WATCHED,
+    *(dialect.fenced for dialect in DIALECTS.values()),
+    *(spellings for names in ASKED.values() for spellings in names.values()),
+)
+_MEMORABLE: Final = 512
+_Case = tuple[tuple[tuple[str, bytes], ...], Protocol, str | None, str | None, frozenset[str] | None]
+
+
+class Chosen(Struct, frozen=True, eq=False):
+    """Whom a request is for, and the reply headers that say so."""
 
     preset: Preset
     upstream: str
     model: Model
+    dialect: Dialect
     told: tuple[Header, ...]
 
 
-def _plan(request: Request, config: Config, facts: Facts, chosen: Chosen) -> Plan:
-    fields, preset, upstream, model = request.fields, chosen.preset, chosen.upstream, chosen.model
-    if request.key_presets is not None and preset.name not in request.key_presets:
+class Settled(Struct, frozen=True):
+    """What was decided for a request: the parameters, the engine's fields for them in the place of which others, and
+    what the client is told.
+    """
+
+    effective: Effective
+    fields: dict[str, Any]
+    replaced: tuple[str, ...]
+    stream: bool
+    drop_usage: bool
+    headers: tuple[Header, ...]
+
+
+@lru_cache(maxsize=2048)
+def _chosen(case: _Case, config: Config, facts: Facts) -> Chosen:
+    judged, protocol, preset_name, key_preset, _ = case
+    fields = {name: Raw(raw) for name, raw in judged}
+    asked = Request(protocol=protocol, path="", fields=fields, preset=preset_name, key_preset=key_preset)
+    preset, upstream, model = choose(asked, config, facts)
+    told = ((b"x-tempera-preset", preset.name.encode()), (b"x-tempera-revision", config.revision.encode()))
+    return Chosen(preset, upstream, model, facts.engines[upstream].dialect, told)
+
+
+@lru_cache(maxsize=2048)
+def _settled(case: _Case, config: Config, chosen: Chosen, arm: Arm) -> Settled:
+    judged, protocol, _, _, key_presets = case
+    fields = {name: Raw(raw) for name, raw in judged}
+    preset, dialect, context = chosen.preset, chosen.dialect, chosen.model.context
+    if key_presets is not None and preset.name not in key_presets:
         raise Forbidden(f"This key may not use the preset {preset.name!r}.", code="preset_not_allowed", param="preset")
-    engine = facts.engines[upstream]
-    fences.check(fields, config.open_fields, engine.dialect.fenced)
+    fences.check(fields, config.open_fields, dialect.fenced)
     stream = _stream(fields)
-    assignment, arm = _assign(request, config, facts, preset)
-    asked = ask(request.protocol, fields, arm.guard)
-    settle = _settle.__wrapped__ if "stop" in asked else _settle  # texts of any length are not worth remembering
-    key = tuple((name, value, type(value)) for name, value in asked.items())
-    settled = settle(arm, engine.dialect, request.protocol, key, model.context)
-    out = _rewritten(fields, model.id, settled)
-    if arm.system_prompt is not None:
-        out |= prompts.merge(request.protocol, fields, arm.system_prompt)
-    usage = _ask_usage(request.protocol, fields, stream)
+    effective = _route(dialect, protocol, resolve(arm.guard, ask(protocol, fields, arm.guard), context))
+    values = effective.values
+    # A seed or stop of the client's own keeps its bytes.
+    own = {name for name in UNJUDGED if name in effective.asked and effective.asked[name] == values.get(name)}
+    ours = dialect.spell(protocol, {name: value for name, value in values.items() if name not in own}, context)
+    ours["model"] = chosen.model.id
+    usage = _ask_usage(protocol, fields, stream)
     if usage is not None:
-        out["stream_options"] = usage
-    return Plan(
-        protocol=request.protocol,
-        path=request.path,
-        upstream=upstream,
-        model=model.id,
-        body=envelope.encode(out),
-        stream=stream,
-        drop_usage=usage is not None,
-        preset=preset.name,
-        revision=config.revision,
-        effective=settled.effective,
-        assignment=assignment,
-        log=preset.file.log,
-        headers=(*chosen.told, *settled.headers, *_variant(assignment)),
-    )
+        ours["stream_options"] = usage
+    replaced = [name for name in fields if name in _OWNED]
+    if ("n", b"null") in judged:
+        replaced.append("n")  # vLLM refuses it on one route
+    return Settled(effective, ours, tuple(replaced), stream, usage is not None, (*chosen.told, *_told(effective)))
+
+
+def _told(effective: Effective) -> Iterator[Header]:
+    """What the reply headers say of the parameters."""
+    shown = structured.dictionary({name: value for name, value in effective.values.items() if name in PARAMS})
+    yield b"x-tempera-params", shown.encode()
+    changed = [(a.name, a.asked, a.used, a.by) for a in effective.adjustments if a.name in PARAMS]
+    if changed:
+        yield b"x-tempera-adjusted", structured.adjustments(changed).encode()
 
 
 def ask(protocol: Protocol, fields: envelope.Fields, guard: Guard) -> dict[str, Value]:
@@ -157,53 +220,11 @@ def with_range(protocol: Protocol, error: InvalidRequest) -> InvalidRequest:
 _OWNED: Final = frozenset({"preset"}.union(*(names[name] for names in ASKED.values() for name in PARAMS)))
 
 
-def _rewritten(fields: envelope.Fields, model: str, settled: Settled) -> dict[str, Any]:
-    """The client's fields with ours in the place of every one the gateway decides."""
-    out: dict[str, Any] = dict(fields)
-    for name in _OWNED & out.keys():
-        del out[name]
-    if "n" in out and bytes(out["n"]) == b"null":
-        del out["n"]  # vLLM refuses it on one route
-    out["model"] = model
-    out |= settled.fields
-    return out
-
-
 def _frozen(value: Any) -> Value:
     """A list of stop strings as a tuple; anything else that is no plain value is the engine's to refuse."""
     return (
         tuple(map(str, value)) if isinstance(value, list) else value if isinstance(value, int | float) else str(value)
     )
-
-
-class Settled(Struct, frozen=True):
-    """Parameters worked out: their values, the engine's fields for them, and what the client is told."""
-
-    effective: Effective
-    fields: dict[str, Any]
-    headers: tuple[Header, ...]
-
-
-@lru_cache(maxsize=4096)
-def _settle(
-    arm: Arm, dialect: Dialect, protocol: Protocol, asked: tuple[tuple[str, Value, type], ...], context: int | None
-) -> Settled:
-    """The same few questions are asked all day long, so the answers are remembered; nobody writes to what comes back.
-
-    The types are there because 1 and 1.0 are equal, and a client reads back what it wrote.
-    """
-    wanted = {name: value for name, value, _ in asked}
-    effective = _route(dialect, protocol, resolve(arm.guard, wanted, context))
-    values = effective.values
-    # A seed or stop of the client's own keeps its bytes.
-    own = {name for name in UNJUDGED if name in effective.asked and effective.asked[name] == values.get(name)}
-    fields = dialect.spell(protocol, {name: value for name, value in values.items() if name not in own}, context)
-    shown = structured.dictionary({name: value for name, value in values.items() if name in PARAMS})
-    headers = [(b"x-tempera-params", shown.encode())]
-    told = [(a.name, a.asked, a.used, a.by) for a in effective.adjustments if a.name in PARAMS]
-    if told:
-        headers.append((b"x-tempera-adjusted", structured.adjustments(told).encode()))
-    return Settled(effective, fields, tuple(headers))
 
 
 def _stream(fields: envelope.Fields) -> bool:
@@ -263,7 +284,5 @@ def _ask_usage(protocol: Protocol, fields: envelope.Fields, stream: bool) -> dic
     return rest | {"include_usage": True}
 
 
-def _variant(assignment: Assignment | None) -> tuple[Header, ...]:
-    if assignment is None:
-        return ()
-    return ((b"x-tempera-variant", f"{assignment.experiment}={assignment.variant}".encode()),)
+def _variant(assignment: Assignment) -> Header:
+    return b"x-tempera-variant", f"{assignment.experiment}={assignment.variant}".encode()

@@ -20,12 +20,13 @@ from gateway.protocol.dialects import DIALECTS
 from gateway.serving import keeping
 from gateway.serving.access import Access, is_loopback
 from gateway.serving.api import create_api
+from gateway.serving.client import Message, Receive, Scope, Send, client_of
 from gateway.serving.ids import exchange_id, request_id
 from gateway.serving.limits import Limiter
 from gateway.serving.metrics import Metrics
 from gateway.serving.models import Models
 from gateway.serving.queueing import Gate
-from gateway.serving.relay import Message, Receive, Scope, Send, Turn
+from gateway.serving.relay import Turn
 from gateway.serving.reload import Reload
 from gateway.serving.routes import find
 from gateway.serving.state import State
@@ -50,7 +51,7 @@ class Front:
             if prepare is not None:
                 self.metrics.in_flight += 1
                 try:
-                    return await Turn(self.state, scope, receive, send).run(prepare)
+                    return await Turn(self.state, scope, client_of(scope, receive, send)).run(prepare)
                 finally:
                     self.metrics.in_flight -= 1
             send = _with_ids(scope, send)

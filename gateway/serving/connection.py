@@ -20,7 +20,8 @@ from typing import cast
 import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from gateway.protocol.errors import UpstreamError, UpstreamInvalidResponse, UpstreamReset, UpstreamTimeout
+from gateway.protocol.errors import GatewayError, UpstreamError, UpstreamInvalidResponse, UpstreamReset, UpstreamTimeout
+from gateway.serving.reply import Reply, Sink
 
 HIGH_WATER = 256 * 1024  # bytes of unread body, framing included, at which the socket is read no further
 MAX_HEAD = 64 * 1024  # bytes of status line and headers, and of framing between two pieces of body
@@ -44,49 +45,6 @@ class Stale(UpstreamReset):
     """A reused connection died before a byte of its response: the one failure that is worth another try."""
 
 
-class Reply:
-    """A response whose head has arrived. Header names are lower-cased; values are as sent."""
-
-    __slots__ = ("_connection", "complete", "error", "headers", "status")
-
-    def __init__(self, connection: Connection, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status = 0
-        self.headers = headers
-        self.complete = False  # the last byte of the body has arrived, read or not
-        self.error: UpstreamError | None = None
-        self._connection: Connection | None = connection
-
-    def take(self) -> bytes:
-        """What has arrived since the last look, without waiting; b"" if nothing has."""
-        connection = self._connection
-        return b"" if connection is None or not connection.parts else connection.drain()
-
-    async def read(self) -> bytes:
-        """The next bytes of the body as they came, at once if any are there; b"" at the end.
-
-        Raises UpstreamReset, UpstreamTimeout or UpstreamInvalidResponse, after all that arrived before was read.
-        """
-        connection = self._connection
-        if connection is not None and not connection.parts and not self.complete and self.error is None:
-            waiter = connection.waiter = connection.loop.create_future()
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                self.close()
-                raise
-        data = self.take()
-        if data or self.complete:
-            return data
-        raise self.error or UpstreamReset("the reply was closed before it was complete")
-
-    def close(self) -> None:
-        """Give the connection back if the reply is complete, else abort it: a waiting `read` raises. Idempotent."""
-        connection = self._connection
-        if connection is not None:
-            self._connection = None
-            connection.release(self.complete)
-
-
 class Connection(asyncio.Protocol):
     """`at_rest` is called when the connection may be used again, `lost` once when it is gone."""
 
@@ -102,6 +60,7 @@ class Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.reply: Reply | None = None
         self.waiter: asyncio.Future[None] | None = None
+        self.sink: Sink | None = None
         self.used = self.began = self.in_head = self.interim = self.until_eof = self.fresh = self.paused = False
         self.keep_alive = self.gone = False
         self.unread = self.overhead = self.unsent = 0
@@ -119,8 +78,10 @@ class Connection(asyncio.Protocol):
         self.overhead = self.unsent = 0
         self.since = self.moved = self.loop.time()
         waiter = self.waiter = self.loop.create_future()
-        if body:
+        if body and len(body) > 16384:
             self.transport.writelines((head, body))
+        elif body:
+            self.transport.write(head + body)
         else:
             self.transport.write(head)
         try:
@@ -143,7 +104,7 @@ class Connection(asyncio.Protocol):
             self.unsent, self.moved = unsent, now
         elif now - self.moved >= limits.write:
             late = f"took no byte of the request for {limits.write:g} s"
-        if self.fresh or self.parts:
+        if self.fresh or self.parts or self.paused:
             self.fresh, self.since = False, now
         elif self.in_head:
             if now - self.since >= limits.headers:
@@ -155,11 +116,14 @@ class Connection(asyncio.Protocol):
 
     def fail(self, error: UpstreamError) -> None:
         """End the exchange, if there is one, with this error, and the connection with it."""
-        reply, self.reply = self.reply, None
+        reply = self.reply
+        if reply is not None and self.sink is not None and self.parts:
+            self.pour(reply)
+        self.reply = None
         if reply is not None:
-            reply.error = error
+            reply.error = reply.error or error
         self.transport.abort()
-        self._wake()
+        self.wake()
 
     # What the reply calls.
 
@@ -168,10 +132,29 @@ class Connection(asyncio.Protocol):
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self.unread = 0
+        self.resume()
+        return data
+
+    def resume(self) -> None:
         if self.paused:
             self.paused = False
             self.transport.resume_reading()
-        return data
+
+    def pour(self, reply: Reply) -> None:
+        """What has arrived goes to the sink; the last piece, or the sink's refusal, wakes whoever waits."""
+        try:
+            going = self.sink is None or self.sink(self.drain(), reply.complete)
+        except GatewayError as error:
+            reply.error, reply.complete = error, False
+            going = False
+            self.reply = None
+            self.transport.abort()
+        if reply.complete or reply.error is not None:
+            self.sink = None
+            self.wake()
+        elif not going:
+            self.paused = True
+            self.transport.pause_reading()
 
     def release(self, complete: bool) -> None:
         transport = self.transport
@@ -185,7 +168,7 @@ class Connection(asyncio.Protocol):
             self.reply = None
             transport.abort()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -196,7 +179,8 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # in all but name: uvloop's are not subclasses
 
     def data_received(self, data: bytes) -> None:
-        if self.reply is None:  # bytes nobody asked for
+        reply = self.reply
+        if reply is None:  # bytes nobody asked for
             self.transport.abort()
             return
         if self.in_head:
@@ -206,16 +190,20 @@ class Connection(asyncio.Protocol):
         except (HttpParserError, HttpParserUpgrade) as error:
             self._refuse(error)
             return
-        if self.parts:
+        if self.sink is not None and (self.parts or reply.complete):
+            self.fresh = True
+            self.overhead = 0
+            self.pour(reply)
+        elif self.parts:
             self.fresh = True
             self.overhead = 0
             self.unread += len(data)
             if self.unread > HIGH_WATER and not self.paused:
                 self.paused = True
                 self.transport.pause_reading()
-            self._wake()
+            self.wake()
         elif self.reply is None:
-            self._wake()
+            self.wake()
         else:
             if not self.in_head:
                 self.overhead += len(data)
@@ -223,8 +211,11 @@ class Connection(asyncio.Protocol):
                 self._refuse(HttpParserError(f"more than {MAX_HEAD} bytes without a piece of the body"))
 
     def eof_received(self) -> None:
+        reply = self.reply
         if self.until_eof:
             self._finish()
+            if self.sink is not None and reply is not None:
+                self.pour(reply)
         # close() alone would wait for the engine to take the rest of a request it no longer reads
         self.transport.abort()
 
@@ -283,7 +274,7 @@ class Connection(asyncio.Protocol):
         self.fresh = True
         if self.reply is not None:
             self.reply.status = status
-        self._wake()
+        self.wake()
 
     def on_message_complete(self) -> None:
         if self.interim:

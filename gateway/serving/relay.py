@@ -1,9 +1,9 @@
 """The data path: one ASGI callable for the generation routes and the pass-through routes.
 
 A request is a Turn. It reads the body, prepares what is sent (a Plan, or a Passage for routes without sampling),
-sends it, and hands the engine's bytes on as they come. A watcher waits for the client to leave, in every phase, and
-then cancels the Turn, which drops the connection to the engine: that frees it. Whatever happens, `finish` runs once
-and offers the exchange, synchronously.
+sends it, and hands the engine's bytes on as they come. A client that leaves, in whatever phase, cancels the Turn, which
+drops the connection to the engine: that frees it. Whatever happens, `finish` runs once and offers the exchange,
+synchronously.
 
 Knows when the response has begun, and so how an error can still be told. Does not know JSON, presets or engines'
 spellings.
@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -34,17 +34,14 @@ from gateway.protocol.errors import (
 )
 from gateway.serving import replies
 from gateway.serving.access import ANYBODY, Caller
+from gateway.serving.client import Client, ClientGoneError, Headers, Scope
 from gateway.serving.ids import exchange_id, request_id
+from gateway.serving.reply import Reply
 from gateway.serving.state import State
-from gateway.serving.upstream import Reply
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 KEPT: Final = 256 * 1024  # bytes of a reply's body kept for the log,
 KEPT_END: Final = 32 * 1024  # so many of them from its end, where the usage is
+_SMALL: Final = 4096  # bytes
 _WANTED: Final = frozenset(
     b"x-preset x-request-id x-unit-id x-conversation-id content-encoding content-length authorization x-api-key"
     b" traceparent".split()
@@ -63,29 +60,27 @@ class Passage(Struct, frozen=True):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     drop_usage: bool = False
     query: bytes = b""
+    session: bytes | None = None
 
 
 Outgoing = Plan | Passage
 Prepare = Callable[["Turn", bytes], Awaitable[Outgoing]]
 
 
-class ClientGoneError(Exception):
-    """The client left before its request was complete."""
-
-
 class Turn:
-    """One request and its reply. `scope`, `receive` and `send` are ASGI's."""
+    """One request and its reply. `scope` is ASGI's, `client` whoever asked."""
 
     __slots__ = (
-        "_begun", "_gone", "_receive", "_send", "_size", "_start", "_task", "_told", "caller", "exchange", "headers",
-        "id", "leave", "outgoing", "reply", "rewrite", "scope", "state",
+        "_begun", "_client", "_gate", "_gone", "_size", "_start", "_told", "caller", "exchange", "headers", "id",
+        "leave", "outgoing", "reply", "rewrite", "scope", "state", "told",
     )  # fmt: skip
 
-    def __init__(self, state: State, scope: Scope, receive: Receive, send: Send) -> None:
-        self.state, self.scope, self._receive, self._send = state, scope, receive, send
+    def __init__(self, state: State, scope: Scope, client: Client) -> None:
+        self.state, self.scope, self._client = state, scope, client
         self.id = exchange_id()
         self.headers: dict[bytes, bytes] = {name: value for name, value in scope["headers"] if name in _WANTED}
         self.caller: Caller = ANYBODY
+        self.told: Headers = ()  # reply headers that admission wants told; their values are ours
         self.leave: Callable[[RawExchange], None] | None = None  # what admission wants to know at the end
         self.outgoing: Outgoing | None = None
         self.reply: Reply | None = None
@@ -93,7 +88,7 @@ class Turn:
         self._begun = self._gone = self._told = False
         self._size = 0
         self._start = _clock()
-        self._task = asyncio.current_task()
+        trace = self.headers.get(b"traceparent")
         self.exchange = RawExchange(
             id=self.id,
             request_id=request_id(self.headers.get(b"x-request-id"), self.id),
@@ -101,136 +96,127 @@ class Turn:
             protocol=PATHS.get(scope["path"], "other"),
             plan=None,
             reply=[],
+            trace=None if trace is None else trace.decode("latin-1"),
         )
-        if (trace := self.headers.get(b"traceparent")) is not None:
-            self.exchange.trace = trace.decode("latin-1")
 
     async def run(self, prepare: Prepare) -> None:
         """The whole of it. Returns when the client has its reply, an error, or has left; raises only CancelledError."""
-        watcher: asyncio.Task[None] | None = None
+        client = self._client
         try:
             try:
-                body = await self._body()
-                watcher = asyncio.get_running_loop().create_task(self._watch())
+                self._check_head()
+                self.exchange.request = body = await client.body(self.state.settings.max_body)
+                self._start = _clock()
+                client.on_gone = self._leave
+                client.watch()
                 self.outgoing = await prepare(self, body)
                 await self._exchange(self.outgoing)
             except ClientGoneError:
                 self.exchange.outcome = "client_disconnect"
             except GatewayError as error:
-                await self._fail(error)
+                self._fail(error)
             except Exception:  # noqa: BLE001 - the last resort: one request fails, with its id in the log
                 _log.exception("exchange %s failed", self.id)
-                await self._fail(Internal(f"The gateway failed on this request; its log has exchange {self.id}."))
+                self._fail(Internal(f"The gateway failed on this request; its log has exchange {self.id}."))
+            await client.sent()
         except asyncio.CancelledError:  # also while an error is being told
             if self.exchange.outcome == "ok" and not self._told:
                 self.exchange.outcome = "client_disconnect"
             if not self._gone:
                 raise
         finally:
-            self._finish(watcher)
+            self._finish()
 
-    def _finish(self, watcher: asyncio.Task[None] | None) -> None:
+    def _finish(self) -> None:
         """Runs once, on every way out, without waiting for anything."""
-        if watcher is not None:
-            watcher.cancel()
+        client = self._client
+        client.on_gone = client.on_room = None
+        if self._gone and client.task is not None:
+            client.task.uncancel()
         if self.reply is not None:
             self.reply.close()
-        if self._gone and self._task is not None:
-            self._task.uncancel()
-        self.exchange.duration = _clock() - self._start
-        if isinstance(self.outgoing, Plan):
-            self.exchange.plan = replace(self.outgoing, body=b"")  # the log keeps what was asked, not what was sent
+        exchange = self.exchange
+        exchange.duration = _clock() - self._start
+        plan = self.outgoing
+        if isinstance(plan, Plan):  # the log keeps what was asked; of what was sent only what is too small to matter
+            exchange.plan = plan if len(plan.body) < _SMALL else replace(plan, body=b"")
         if self.leave is not None:
-            self.leave(self.exchange)
-        if self.exchange.protocol != "other":
-            self.state.offer(self.exchange)
+            self.leave(exchange)
+        if exchange.protocol != "other":
+            self.state.offer(exchange)
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _leave(self) -> None:
+        """The client is gone, so all this is for nobody."""
         self._gone = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._client.task is not None:
+            self._client.task.cancel()
 
-    async def _body(self) -> bytes:
-        """The request body. Raises TooLarge as soon as it is clear that it is, UnsupportedMedia for an encoded one."""
-        limit = self.state.settings.max_body
-        coding = self.headers.get(b"content-encoding", b"identity").lower()
-        if coding not in (b"identity", b""):
+    def _check_head(self) -> None:
+        """Raises UnsupportedMedia for an encoded body, TooLarge for one that says it is."""
+        headers, limit = self.headers, self.state.settings.max_body
+        coding = headers.get(b"content-encoding")
+        if coding is not None and coding.lower() not in (b"identity", b""):
             raise UnsupportedMedia(f"Content-Encoding {coding.decode('latin-1')!r} is not supported; send plain JSON.")
-        length = self.headers.get(b"content-length", b"0")
+        length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > limit:
             raise TooLarge(f"The body has {int(length)} bytes; at most {limit} are allowed.")
-        pieces: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGoneError
-            piece: bytes = message.get("body", b"")
-            size += len(piece)
-            if size > limit:
-                raise TooLarge(f"The body has more than the {limit} bytes allowed.")
-            pieces.append(piece)
-            more = message.get("more_body", False)
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._start = _clock()
-        self.exchange.request = body
-        return body
 
     async def _exchange(self, outgoing: Outgoing) -> None:
         pool = self.state.pools[outgoing.upstream]
         headers = replies.forwarded(self.scope["headers"], replies.TO_ENGINE)
-        headers.append((b"x-request-id", self.exchange.request_id.encode()))
-        self.exchange.overhead = _clock() - self._start
+        own = b"x-request-id: %b\r\n" % self.exchange.request_id.encode()
+        if outgoing.session is not None:
+            own += b"x-session-id: %b\r\n" % outgoing.session
+        if self.exchange.trace is not None:
+            own += replies.trace(self.scope["headers"])
         path = outgoing.path.encode()
         if isinstance(outgoing, Passage) and outgoing.query:
             path += b"?" + outgoing.query
-        reply = self.reply = await pool.send(self.scope["method"].encode(), path, headers, outgoing.body)
+        self.exchange.overhead = _clock() - self._start
+        reply = self.reply = await pool.send(self.scope["method"].encode(), path, headers, outgoing.body, own)
         self.exchange.status = reply.status
         if reply.status != 200:
             await self._refused(reply)
         elif replies.content_type(reply.headers) == b"text/event-stream":
             await self._stream(reply, outgoing.drop_usage)
         else:
-            body = await self._whole(reply)
+            body = reply.take() if reply.complete else await self._whole(reply)
+            self.exchange.first_byte = _clock() - self._start
             replies.check_json(body)
             self._keep(body)
             shown = body if self.rewrite is None else self.rewrite(body)
-            await self._answer(200, replies.forwarded(reply.headers, replies.TO_CLIENT), shown)
+            self._answer(200, replies.forwarded(reply.headers, replies.TO_CLIENT), shown)
 
     async def _stream(self, reply: Reply, drop_usage: bool) -> None:
-        """Event by event as they come.
+        """Event by event as they come, straight from the engine's connection to the client's.
 
         Nothing is sent before the first one is there, so that an error before it has a status.
         """
-        gate, exchange, send = sse.Gate(drop_usage), self.exchange, self._send
-        exchange.stream = True
-        more = True
-        while more:
-            raw = await reply.read()
-            exchange.pieces += 1
-            more = not reply.complete
-            if exchange.first_byte is None:
-                exchange.first_byte = _clock() - self._start
-            self._keep(raw)
-            data = gate.feed(raw) if more else gate.feed(raw) + gate.rest()
-            if not data and more:
-                continue
-            if exchange.ttft is None and sse.has_content(data):
-                exchange.ttft = _clock() - self._start
-            if not self._begun:
-                await self._begin_stream(reply, data)
-            # The end rides on the last event.
-            self._told = sse.is_last(
-                data
-            )  # a client may hang up on its last event, before the engine's connection ends
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        self.exchange.stream = True
+        self._gate = sse.Gate(drop_usage)
+        self._client.on_room = reply.resume
+        await reply.pour(self._piece)
 
-    async def _begin_stream(self, reply: Reply, first: bytes) -> None:
-        if first and not first.startswith(_SSE_STARTS):
-            raise UpstreamInvalidResponse("The engine's event stream does not begin with an event.")
-        await self._begin(200, replies.forwarded(reply.headers, replies.TO_CLIENT))
+    def _piece(self, raw: bytes, last: bool) -> bool:
+        """One piece of a stream; whether the client takes more. Raises UpstreamInvalidResponse."""
+        exchange, gate = self.exchange, self._gate
+        if exchange.first_byte is None:
+            exchange.first_byte = _clock() - self._start
+        self._keep(raw)
+        exchange.pieces += 1
+        data = gate.feed(raw) if not last else gate.feed(raw) + gate.rest()
+        if not data and not last:
+            return True
+        if exchange.ttft is None and sse.has_content(data):
+            exchange.ttft = _clock() - self._start
+        if not self._begun:
+            if data and not data.startswith(_SSE_STARTS):
+                raise UpstreamInvalidResponse("The engine's event stream does not begin with an event.")
+            assert self.reply is not None
+            self._begin(200, replies.forwarded(self.reply.headers, replies.TO_CLIENT))
+        # A client may hang up on its last event, before the engine's connection ends.
+        self._told = sse.is_last(data)
+        return self._client.write(data, not last)  # the end rides on the last event
 
     async def _whole(self, reply: Reply) -> bytes:
         """A reply that is not streamed, held up to a cap."""
@@ -241,18 +227,19 @@ class Turn:
             if size > limit:
                 raise UpstreamInvalidResponse(f"The engine's reply is larger than {limit} bytes.")
             pieces.append(piece)
-        self.exchange.first_byte = _clock() - self._start
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _refused(self, reply: Reply) -> None:
         """The engine's own error status: its words pass through."""
-        body, headers = replies.engine_error(reply.status, reply.headers, await self._whole(reply))
+        whole = await self._whole(reply)
+        self.exchange.first_byte = _clock() - self._start
+        body, headers = replies.engine_error(reply.status, reply.headers, whole)
         self.exchange.outcome = "upstream_error"
         self.exchange.error = replies.error_code(body)
         self._keep(body)
-        await self._answer(reply.status, headers, body)
+        self._answer(reply.status, headers, body)
 
-    async def _fail(self, error: GatewayError) -> None:
+    def _fail(self, error: GatewayError) -> None:
         """Tell the client in whatever way is still open: a status, or the last event of its stream."""
         self.exchange.outcome = _outcome(error)
         self.exchange.error = error.code
@@ -260,25 +247,23 @@ class Turn:
             return
         if not self._begun:
             self.exchange.status = error.status
-            headers = [replies.JSON, *error.headers, *error.told, *replies.no_retry(error, self.reply is not None)]
-            await self._answer(error.status, headers, error.body())
+            no_retry = replies.no_retry(error, self.reply is not None)
+            self._answer(error.status, (replies.JSON, *error.headers, *error.told, *no_retry), error.body())
         else:
             named = self.exchange.protocol in ("responses", "messages")
-            event = sse.error_event(error.body(), named)
-            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+            self._client.write(sse.error_event(error.body(), named), more=False)
 
-    async def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _begin(self, status: int, headers: Headers, length: int | None = None) -> None:
         self._begun = True
-        told = (
-            (b"x-tempera-exchange", self.id.encode()),
-            (b"x-request-id", self.exchange.request_id.encode()),
-            *(self.outgoing.headers if self.outgoing is not None else ()),
-        )
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *told]})
+        ids = b"x-tempera-exchange: %b\r\nx-request-id: %b\r\n" % (self.id.encode(), self.exchange.request_id.encode())
+        plan = () if self.outgoing is None else self.outgoing.headers
+        if self.told:
+            ids += b"".join([b"%b: %b\r\n" % header for header in self.told])
+        self._client.start(status, (headers, plan), ids, length)
 
-    async def _answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        await self._begin(status, [*headers, (b"content-length", str(len(body)).encode())])
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+    def _answer(self, status: int, headers: Headers, body: bytes) -> None:
+        self._begin(status, headers, len(body))
+        self._client.write(body, more=False)
 
     def _keep(self, data: bytes) -> None:
         """Keep the beginning and the end of a long reply; the middle is let go."""

@@ -6,6 +6,7 @@ Retry-After). Decides on values; sends nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,16 +16,24 @@ from gateway.protocol.errors import GatewayError, UpstreamAuth, UpstreamInvalidR
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-TO_ENGINE: Final = frozenset({b"accept", b"anthropic-version", b"anthropic-beta", b"traceparent", b"tracestate"})
+TO_ENGINE: Final = frozenset({b"accept", b"anthropic-version", b"anthropic-beta"})
 TO_CLIENT: Final = frozenset({b"content-type", b"cache-control", b"retry-after", b"x-should-retry"})
+_TRACE: Final = frozenset({b"traceparent", b"tracestate"})
+_PRINTABLE: Final = re.compile(rb"[ -~]{1,512}").fullmatch
 JSON: Final = (b"content-type", b"application/json")
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def forwarded(headers: Headers, allowed: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
+def forwarded(headers: Headers, allowed: frozenset[bytes]) -> tuple[tuple[bytes, bytes], ...]:
     """The headers on an allow-list, in order. Names must be lower-case."""
-    return [header for header in headers if header[0] in allowed]
+    return tuple([header for header in headers if header[0] in allowed])
+
+
+def trace(headers: Headers) -> bytes:
+    """The header lines of a distributed trace (W3C Trace Context), for the engine."""
+    found = [(name, value) for name, value in headers if name in _TRACE and _PRINTABLE(value)]
+    return b"".join(b"%b: %b\r\n" % header for header in found)
 
 
 def content_type(headers: Headers) -> bytes:
@@ -45,7 +54,7 @@ def check_json(body: bytes) -> None:
         raise UpstreamInvalidResponse("The engine's reply is not valid JSON.") from None
 
 
-def engine_error(status: int, headers: Headers, body: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+def engine_error(status: int, headers: Headers, body: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
     """Body and headers for an engine's error status.
 
     Its own error object passes through byte for byte; anything else is put into the OpenAI shape. Raises UpstreamAuth
@@ -57,7 +66,7 @@ def engine_error(status: int, headers: Headers, body: bytes) -> tuple[bytes, lis
         raise UpstreamInvalidResponse(f"The engine answered with status {status}, which is not followed.")
     kept = forwarded(headers, TO_CLIENT)
     if status in (429, 503) and not any(name == b"retry-after" for name, _ in kept):
-        kept.append((b"retry-after", b"1"))
+        kept += ((b"retry-after", b"1"),)
     try:
         document: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -66,7 +75,7 @@ def engine_error(status: int, headers: Headers, body: bytes) -> tuple[bytes, lis
         return body, kept
     kind = "invalid_request_error" if status < 500 else "upstream_error"
     others = [header for header in kept if header[0] != b"content-type"]
-    return error_body(_message(status, document, body), kind, None), [*others, JSON]
+    return error_body(_message(status, document, body), kind, None), (*others, JSON)
 
 
 def no_retry(error: GatewayError, answering: bool) -> list[tuple[bytes, bytes]]:

@@ -101,7 +101,8 @@ async def passage(turn: Turn, body: bytes) -> Passage:
     fields = envelope.parse(body, turn.state.settings.max_body)
     request = _request(turn, "chat", path, fields)
     config = turn.state.config
-    fences.check(fields, config.open_fields, media=_MEDIA)
+    fences.check(fields, config.open_fields)
+    fences.check_media(fields, config.open_fields, _MEDIA)
 
     def settle(facts: Facts) -> Passage:
         _, upstream, model = choose(request, config, facts)
@@ -178,6 +179,7 @@ def _request(turn: Turn, protocol: Protocol, path: str, fields: envelope.Fields)
         fields=fields,
         preset=_text(headers.get(b"x-preset")),
         units={"unit": _text(headers.get(b"x-unit-id")), "conversation": _text(headers.get(b"x-conversation-id"))},
+        key=turn.caller.name,
         key_preset=turn.caller.preset,
         key_presets=turn.caller.presets,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import math
@@ -15,15 +16,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
 
 from gateway.serving.app import Front
-from gateway.serving.wire import Protocol
+from gateway.serving.wire import Deadlines, Protocol
 from gateway.settings import Settings
 
-KEEP_ALIVE: Final = 75  # seconds; longer than a client's own pool keeps a connection
 _SWITCH_INTERVAL: Final = 0.001  # seconds that the log's threads may keep the interpreter while a token waits
 _GC_THRESHOLD: Final = 50_000  # the objects of a request die by reference count: young collections find nothing
 
@@ -43,6 +43,14 @@ class Server(uvicorn.Server):
             gc.set_threshold(_GC_THRESHOLD, 20, 100)
             sys.setswitchinterval(_SWITCH_INTERVAL)
             self._listening()
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's own tick, ten times a second; every fifth looks at the deadlines of all connections."""
+        if counter % 5 == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                cast(Protocol, connection).check(now)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -66,12 +74,13 @@ class Server(uvicorn.Server):
 
 def make_server(front: Front, settings: Settings, started: Callable[[], None]) -> Server:
     """A server that is not running yet; `await server.serve()` runs it until a signal."""
+    deadlines = Deadlines(read=settings.read_timeout, write=settings.write_timeout)
     config = uvicorn.Config(
         front,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=Protocol,
+        http=functools.partial(Protocol, deadlines=deadlines),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
@@ -79,7 +88,6 @@ def make_server(front: Front, settings: Settings, started: Callable[[], None]) -
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

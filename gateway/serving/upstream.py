@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from gateway.protocol.errors import InvalidRequest, UpstreamReset, UpstreamUnavailable
-from gateway.serving.connection import Connection, Reply, Stale, Timeouts
+from gateway.serving.connection import Connection, Stale, Timeouts
+from gateway.serving.reply import Reply
 
 __all__ = ["Pool", "Reply", "Timeouts"]
 
@@ -43,6 +44,10 @@ _OWN = {
     b"upgrade",
     b"te",
 }
+
+
+_REMEMBERED = 256  # request heads without what differs from request to request; clients send the same few headers
+Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Pool:
@@ -72,20 +77,33 @@ class Pool:
         shortest = min(limits.headers, limits.idle, limits.keepalive, limits.write)
         self._tick = min(1.0, max(0.01, shortest / 4))
         self._max_idle = max_idle
+        self._heads: dict[tuple[bytes, bytes, Headers, bool], bytes] = {}
         self._idle: list[Connection] = []  # the longest at rest first
         self._live: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
 
-    async def send(self, method: bytes, path: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> Reply:
+    async def send(self, method: bytes, path: bytes, headers: Headers, body: bytes, own: bytes = b"") -> Reply:
         """The reply, once its head has arrived. The caller closes it.
+
+        `headers` are worth remembering; `own` are header lines of this request alone, complete with their line ends
+        and taken as they are.
 
         Raises InvalidRequest (a path or header that would not survive as sent, or a header that is set here), and
         UpstreamUnavailable, UpstreamTimeout, UpstreamReset, UpstreamInvalidResponse. Cancelling it drops the
         connection.
         """
-        head = self._head(method, path, headers, body)
+        key = (method, path, headers, not body)
+        begin = self._heads.get(key)
+        if begin is None:
+            if len(self._heads) >= _REMEMBERED:
+                self._heads.clear()
+            begin = self._heads[key] = self._head(method, path, headers, not body)
+        if body or method != b"GET":
+            head = b"%b%bContent-Length: %d\r\n\r\n" % (begin, own, len(body))
+        else:
+            head = b"%b%b\r\n" % (begin, own)
         connection = self._reuse()
         if connection is not None:
             try:
@@ -103,13 +121,13 @@ class Pool:
             self._emptied = asyncio.get_running_loop().create_future()
             await self._emptied
 
-    def _head(self, method: bytes, path: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
+    def _head(self, method: bytes, path: bytes, headers: Headers, bare: bool) -> bytes:
         if _PATH(path) is None:
             raise InvalidRequest("the path must start with / and hold no spaces or control characters", param="path")
         if not method.isalpha() or method == b"HEAD":  # whose replies promise a body and have none
             raise InvalidRequest("the method must be one word other than HEAD", param="method")
         pieces: list[bytes] = []
-        typed = not body
+        typed = bare
         for name, value in headers:
             lower = name.lower()
             if lower in self._own:
@@ -121,9 +139,7 @@ class Pool:
         if not block.count(b"\r") == block.count(b"\n") == len(headers) or b"\0" in block:
             raise InvalidRequest("a header holds a line break or NUL", param=_broken(headers))
         tail = b"" if typed else b"Content-Type: application/json\r\n"
-        if body or method != b"GET":
-            tail += b"Content-Length: %d\r\n" % len(body)
-        return b"".join((method, b" ", self._prefix, path, self._fixed, block, tail, b"\r\n"))
+        return b"".join((method, b" ", self._prefix, path, self._fixed, block, tail))
 
     def _reuse(self) -> Connection | None:
         """The connection that rested last, if it has not rested too long; those below it rested longer."""

@@ -1,102 +1,289 @@
-"""uvicorn's HTTP/1.1 protocol with two changes: refusals of the parser in the shape of every other error, and a
-leaner way out for replies.
+"""One connection from a client: HTTP/1.1 on httptools, the protocol that uvicorn runs for every socket it accepts.
 
-uvicorn writes a reply's head at once and its body after it: two system calls, and two wake-ups of whoever reads. Here
-the head waits for the first piece of the body and leaves with it. Header names must be lower-case, as Starlette and
-the relay make them.
+uvicorn keeps the sockets, the lifespan and the shutdown; this takes the place of its protocol, which costs a timer, an
+event and two tasks per request. Requests on one connection are answered one at a time, in order. Knows framing and
+deadlines; nothing about routes.
+
+Deadlines are met by `check`, which the server calls at each of its ticks: the way of a request looks at no clock.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections import deque
+from typing import Any, Final, cast
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+import httptools
+import msgspec
+import uvicorn
+from uvicorn.server import ServerState
 
-from gateway.protocol.errors import InvalidRequest
+from gateway.protocol.dialects import PATHS
+from gateway.protocol.errors import GatewayError, InvalidRequest, RequestTimeout
+from gateway.serving.client import EXTENSION
+from gateway.serving.cycle import LINES, Cycle
 from gateway.serving.ids import exchange_id
 
-_BODILESS = (204, 304)
+HIGH_WATER: Final = 64 * 1024  # bytes of an unread request at which the socket is read no further
+MAX_HEAD: Final = 64 * 1024  # bytes of a request's line and headers
+_SLOWEST: Final = 16 * 1024  # bytes a second that a body must come with, beyond the time it has anyway
+_KNOWN: Final = {path.encode(): path for path in PATHS}
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
-class Cycle(RequestResponseCycle):
-    """One request and its reply. Replaces `send`; everything else is uvicorn's."""
+class Deadlines(msgspec.Struct, frozen=True):
+    """Seconds."""
 
-    held = b""  # the head, until there is a body to send it with
+    keep_alive: float = 75.0  # between two requests; longer than a client's own pool keeps a connection
+    read: float = 30.0  # from a request's first byte to its last, and one second more for every 16 KiB
+    write: float = 60.0  # without the client taking a byte of what waits for it
 
-    async def send(self, message: Any) -> None:
-        """ASGI's send. Raises RuntimeError for messages out of order, as uvicorn does."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
+
+class Protocol(asyncio.Protocol):
+    """`full` is true while the client is behind with its reply."""
+
+    transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        deadlines: Deadlines = Deadlines(),  # noqa: B008 - immutable
+    ) -> None:
+        self.loop = _loop or asyncio.get_running_loop()
+        self.full = False
+        self._app, self._state, self._deadlines = config.loaded_app, server_state, deadlines
+        self._app_state = app_state
+        self._parser = self._new_parser()
+        self._url, self._headers, self._expects = b"", list[tuple[bytes, bytes]](), False
+        self._head = 0  # bytes of the head that is arriving
+        self._incoming: Cycle | None = None  # whose body is arriving
+        self._active: Cycle | None = None  # whose reply is awaited
+        self._queue: deque[Cycle] = deque()  # asked while another was being answered
+        self._reading = self._refused = self._paused = self._closing = False
+        self._room: asyncio.Future[None] | None = None
+        self._fresh = True  # a request or a reply has ended since the last `check`
+        self._since = 0.0  # when that was, or when the client last took a byte
+        self._began: float | None = None  # when the request that is arriving was first seen
+        self._received = self._unsent = 0
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # in all but name: uvloop's are not subclasses
+        self._state.connections.add(self)  # type: ignore[arg-type]  # a protocol in all but name
+        secure = transport.get_extra_info("sslcontext") is not None
+        self._fixed = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "1.1",
+            "server": transport.get_extra_info("sockname"),
+            "client": transport.get_extra_info("peername"),
+            "scheme": "https" if secure else "http",
+            "root_path": "",
+        }
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:  # to a protocol we do not speak; the request is answered as ever
+            self._parser = self._new_parser()
+            if rest := data[upgrade.args[0] :]:
+                self.data_received(rest)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            text = "This is not an HTTP/1.1 request the parser understands."
+            self._refuse(cause if isinstance(cause, GatewayError) else InvalidRequest(text, code="invalid_http"))
+        if self._head:
+            self._head += len(data)
+            if self._head > MAX_HEAD:
+                self._refuse(InvalidRequest(f"The head has more than {MAX_HEAD} bytes.", code="invalid_http"))
+
+    def eof_received(self) -> None:
+        """A client that closes its side is gone: whoever waits for a reply keeps both open."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.connections.discard(self)
+        self._closing = True
+        self.resume_writing()
+        for cycle in (self._active, self._incoming):
+            if cycle is not None:
+                cycle.leave()
+        self._queue.clear()
+        del self._parser  # it refers back to this object
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+        if self._active is not None and self._active.on_room is not None:
+            self._active.on_room()
+
+    # What the parser calls. It turns whatever is raised here into a parse error with this as its context.
+
+    def on_message_begin(self) -> None:
+        self._url, self._headers, self._expects = b"", [], False
+        self._reading, self._head, self._received, self._began = True, 1, 0, None
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect":
+            self._expects = value.lower() == b"100-continue"
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._head = 0
+        url, parser = self._url, self._parser
+        path, raw_path, query = _KNOWN.get(url), url, b""
+        if path is None:
+            path, raw_path, query = _split(url)
+        scope = {
+            **self._fixed,
+            "method": parser.get_method().decode("ascii"),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self._headers,
+            "state": self._app_state.copy() if self._app_state else {},
+        }
+        version = parser.get_http_version()
+        if version != "1.1":
+            scope["http_version"] = version
+        keep_alive = version == "1.1" and parser.should_keep_alive()
+        cycle = Cycle(self, scope, keep_alive=keep_alive, expects=self._expects)
+        scope["extensions"] = {EXTENSION: cycle}
+        self._incoming = cycle
+        if self._active is None:
+            self._start(cycle)
+        else:
+            self._queue.append(cycle)
+            self._pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self._incoming
+        if cycle is None or cycle.done:
+            return  # of a request that was refused before it was complete
+        self._received += len(body)
+        cycle.pieces.append(body)
+        cycle.size += len(body)
+        if cycle.size > cycle.wanted:
+            cycle.wake()
+            if cycle.size > HIGH_WATER:
+                self._pause_reading()
+
+    def on_message_complete(self) -> None:
+        self._reading = False
+        cycle, self._incoming = self._incoming, None
+        if cycle is not None:
+            cycle.complete = True
+            cycle.wake()
+
+    # What the cycles call.
+
+    def _start(self, cycle: Cycle) -> None:
+        self._active = cycle
+        cycle.task = self.loop.create_task(cycle.run(self._app))
+        self._state.tasks.add(cycle.task)
+
+    def ended(self, cycle: Cycle) -> None:
+        """The application has returned."""
+        if cycle.task is not None:
+            self._state.tasks.discard(cycle.task)
+
+    def replied(self, cycle: Cycle) -> None:
+        """The reply is complete: the next request, if one waits, has its turn."""
+        self._state.total_requests += 1
+        self._active, self._fresh = None, True
+        cycle.wake()
+        if self._closing or not cycle.keep_alive:
+            self.transport.close()
+        elif self._queue:
+            self._start(self._queue.popleft())
+        self.resume_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused and not self._queue and not self._refused:
+            self._paused = False
+            self.transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    async def drained(self) -> None:
+        """Returns when the client has caught up, or is gone."""
+        if self.full:
+            if self._room is None:
+                self._room = self.loop.create_future()
+            await asyncio.shield(self._room)
+
+    # What the server calls.
+
+    def shutdown(self) -> None:
+        """Take no more requests; the one that is being answered is answered."""
+        self._closing = True
+        if self._active is None:
+            self.transport.close()
+        else:
+            self._active.keep_alive = False
+
+    def check(self, now: float) -> None:
+        """Close the connection if its client is overdue. `now` is the loop's time; called about once a second."""
+        limits, unsent = self._deadlines, self.transport.get_write_buffer_size()
+        if self._reading:
+            self._began = began = now if self._began is None else self._began
+            if now - began >= limits.read + self._received / _SLOWEST:
+                self._refuse(RequestTimeout(f"The request was not complete within {limits.read:g} s."))
+        if self._fresh or unsent != self._unsent:
+            self._fresh, self._since, self._unsent = False, now, unsent
+        elif unsent:
+            if now - self._since >= limits.write:
+                self.transport.abort()
+        elif self._active is None and not self._reading and now - self._since >= limits.keep_alive:
+            self.transport.close()
+
+    def _refuse(self, error: GatewayError) -> None:
+        """What is no request gets no exchange, but an id to ask about all the same; then the connection ends."""
+        if self._refused:
             return
-        if not self.response_started:
-            self._start(message)
-        elif not self.response_complete:
-            self._body(message.get("body", b""), message.get("more_body", False))
-        else:
-            raise RuntimeError("The response is complete already.")
-
-    def _start(self, message: Any) -> None:
-        status, headers = message["status"], [*self.default_headers, *message.get("headers", ())]
-        self.response_started, self.waiting_for_100_continue = True, False
-        lines = [STATUS_LINE[status]]
-        for name, value in headers:
-            if name == b"content-length":
-                self.expected_content_length, self.chunked_encoding = int(value), False
-            elif name == b"connection" and b"close" in value.lower():
-                self.keep_alive = False
-                continue
-            lines += (name, b": ", value, b"\r\n")
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _BODILESS:
-            self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        lines.append(b"\r\n")
-        self.held = head = b"".join(lines)
-        # A header is four of these pieces, a line of our own is one: more line ends came from inside a header.
-        own = 2 + (not self.keep_alive) + lines.count(b"transfer-encoding: chunked\r\n")
-        if not head.count(b"\n") == head.count(b"\r") == (len(lines) - own) // 4 + own:
-            raise RuntimeError("A reply header holds a line break.")
-
-    def _body(self, body: bytes, more: bool) -> None:
-        if self.scope["method"] == "HEAD":
-            self.expected_content_length, data = 0, b""
-        elif self.chunked_encoding:
-            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            if not more:
-                data += b"0\r\n\r\n"
-        else:
-            self.expected_content_length -= len(body)
-            if self.expected_content_length < 0 or (not more and self.expected_content_length):
-                raise RuntimeError("The body is not as long as its Content-Length.")
-            data = body
-        if self.held:
-            data, self.held = self.held + data, b""
-        if data:
-            self.transport.write(data)
-        if not more:
-            self.response_complete = True
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
-
-
-class Protocol(HttpToolsProtocol):
-    """One connection from a client."""
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cycle.__class__ = Cycle  # uvicorn has no other hook for it, and the two have the same layout
-        super()._start_asgi_task(cycle, app)
-
-    def send_400_response(self, msg: str) -> None:
-        """What the parser refuses: no request, so no exchange, but an id to ask about all the same."""
-        body = InvalidRequest("This is not an HTTP/1.1 request the parser understands.", code="invalid_http").body()
-        identifier = exchange_id().encode()
+        self._refused, active, incoming = True, self._active, self._incoming
+        self._pause_reading()
+        if active is not None and active is not incoming:  # the request before it still gets its reply
+            self._queue.clear()
+            active.keep_alive = False
+            return
+        if incoming is not None and incoming.started:  # in the middle of a reply there is no place for another
+            self.transport.close() if incoming.done else self.transport.abort()
+            return
+        body, identifier = error.body(), exchange_id().encode()
         self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            b"x-tempera-exchange: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (identifier, identifier, len(body), body)
+            b"%bcontent-type: application/json\r\nx-tempera-exchange: %b\r\nx-request-id: %b\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (LINES[error.status], identifier, identifier, len(body), body)
         )
         self.transport.close()
+        if incoming is not None:
+            incoming.leave()
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # what follows the last request is not looked at
+        return parser
+
+
+def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    """(path, path as sent, query). Raises for what is no path; the parser makes that a refusal."""
+    parsed = httptools.parse_url(url)
+    return unquote(parsed.path.decode("ascii")), parsed.path, parsed.query or b""

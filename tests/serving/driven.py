@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from gateway.log.exchange import RawExchange
 from gateway.policy.choice import Facts
 from gateway.policy.config import Config
 from gateway.serving.access import Access
+from gateway.serving.client import client_of
 from gateway.serving.relay import Turn
 from gateway.serving.routes import find
 from gateway.serving.state import State
@@ -46,6 +47,7 @@ class FakeReply:
         self.complete = False
         self.reads = 0
         self.closed = 0
+        self._room = asyncio.Event()
 
     async def read(self) -> bytes:
         self.reads += 1
@@ -62,6 +64,19 @@ class FakeReply:
         assert isinstance(step, bytes)
         return step
 
+    def take(self) -> bytes:
+        return b""
+
+    async def pour(self, sink: Callable[[bytes, bool], bool]) -> None:
+        while not self.complete:
+            raw = await self.read()
+            self._room.clear()
+            if not sink(raw, self.complete):
+                await self._room.wait()
+
+    def resume(self) -> None:
+        self._room.set()
+
     def close(self) -> None:
         self.closed += 1
 
@@ -74,10 +89,13 @@ class FakePool:
         self.sent: list[tuple[bytes, bytes, dict[bytes, bytes], bytes]] = []
         self.cancelled = False
 
-    async def send(self, method: bytes, path: bytes, headers: Iterable[Header], body: bytes) -> FakeReply:
-        names = [name for name, _ in headers]
-        assert len(names) == len(set(names))
-        self.sent.append((method, path, dict(headers), body))
+    async def send(
+        self, method: bytes, path: bytes, headers: tuple[Header, ...], body: bytes, own: bytes = b""
+    ) -> FakeReply:
+        lines = [line.partition(b": ") for line in own.splitlines()]
+        every = [*headers, *((name, value) for name, _, value in lines)]
+        assert len(every) == len(dict(every))
+        self.sent.append((method, path, dict(every), body))
         await asyncio.sleep(0)
         if self.answer is Hang:
             try:
@@ -118,7 +136,7 @@ class Driven:
         assert prepare is not None
 
         async def run() -> None:
-            await Turn(self.state, self.scope, self._inbox.get, self._send).run(prepare)
+            await Turn(self.state, self.scope, client_of(self.scope, self._inbox.get, self._send)).run(prepare)
 
         self.task = asyncio.create_task(run())
         return self

@@ -27,7 +27,7 @@ OWN = [  # bodies of live engines that have the shape already
 @pytest.mark.parametrize(("status", "body"), OWN)
 def test_the_engines_own_error_object_passes_byte_for_byte(status: int, body: bytes) -> None:
     headers = [*JSON, (b"server", b"uvicorn"), (b"x-request-id", b"1"), (b"cache-control", b"no-store")]
-    assert replies.engine_error(status, headers, body) == (body, [*JSON, (b"cache-control", b"no-store")])
+    assert replies.engine_error(status, headers, body) == (body, (*JSON, (b"cache-control", b"no-store")))
 
 
 @pytest.mark.parametrize(

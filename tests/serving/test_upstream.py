@@ -106,7 +106,7 @@ async def pool_to(script, *, timeouts=None, prefix="", **more):
 
 
 async def post(pool, body=b"{}", path=b"/v1/chat/completions", headers=()):
-    return await pool.send(b"POST", path, headers, body)
+    return await pool.send(b"POST", path, tuple(headers), body)
 
 
 async def everything(reply):
@@ -325,7 +325,7 @@ async def test_the_head_is_exactly_this(method, headers, body, prefix, key, line
         writer.write(OK)
 
     async with pool_to(script, prefix=prefix, api_key=key) as (pool, server):
-        (await pool.send(method, b"/v1/x?a=%0d%0a", headers, body)).close()
+        (await pool.send(method, b"/v1/x?a=%0d%0a", tuple(headers), body)).close()
         own = [b"Host: 127.0.0.1:%d" % server.port, b"Accept-Encoding: identity"]
         own += [b"Authorization: Bearer " + key.encode()] if key else []
         first = method + b" " + prefix.rstrip("/").encode() + b"/v1/x?a=%0d%0a HTTP/1.1"
@@ -363,7 +363,7 @@ async def test_the_head_is_exactly_this(method, headers, body, prefix, key, line
 async def test_what_would_change_the_request_is_refused_before_a_connection(method, path, headers):
     async with pool_to(always(OK), api_key="sk-canary") as (pool, server):
         with pytest.raises(InvalidRequest) as caught:
-            await pool.send(method, path, headers, b"")
+            await pool.send(method, path, tuple(headers), b"")
         assert "\r" not in str(caught.value.body())
         assert "canary" not in str(caught.value.body())
         assert caught.value.param
