@@ -154,6 +154,12 @@ class _StateNumbers(Collector):
         yield _flag(
             "tempera_keys_refused", "The keys file is broken, the last good one in force.", state.access.trouble
         )
+        alone = state.access.limiter.trouble
+        yield _flag("tempera_limits_alone", "Limits hold for this process only: the shared store is away.", alone)
+        gate = state.access.gate
+        yield GaugeMetricFamily(
+            "tempera_waiting", "Requests in flight that wait for a place.", value=0 if gate is None else gate.waiting
+        )
         yield _flag("tempera_draining", "No new requests are taken: the gateway stops.", state.draining)
 
 
