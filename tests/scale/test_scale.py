@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -194,6 +192,7 @@ async def test_an_engine_dies_with_its_own_requests_only(installation: Installat
         return {request for request, mark in marks.items() if mark == "+" and request.startswith(load.prefix)}
 
     flying = await under_load(installation, load, kill)
+    installation.start(dead)
     lost = {each.id: each for each in load.lost}
     assert flying
     assert set(lost) <= flying
@@ -204,19 +203,40 @@ async def test_an_engine_dies_with_its_own_requests_only(installation: Installat
         f"engine       kill -9 of one of two: {len(load.asked)} requests, {len(flying)} in flight there, "
         f"{len(lost)} lost (streams that had begun), {len(flying) - len(lost)} answered by the other"
     )
+    home_again(installation, dead, sorted(flying)[:5])
+
+
+def test_an_engine_found_dead_costs_no_request(installation: Installation, everywhere: list[Line], say: Say) -> None:
+    """One request after the other, so that the first ones must find out."""
+    dead, line, key = installation.engines[1], everywhere[0], installation.keys["load"]
+    wanted = [uuid4().hex[:8] for _ in range(24)]
+    for conversation in wanted:
+        line.chat(key, {"x-conversation-id": conversation, "x-request-id": f"{conversation}-1"})
+    there = [each for each in wanted if engine_of(installation, f"{each}-1") == dead.name]
+    assert len(there) > 2
+    dead.kill()
+    replies = [line.chat(key, {"x-conversation-id": conversation}) for conversation in there]
     installation.start(dead)
-    await _back(installation, dead)
+    assert {reply.status for reply in replies} == {200}
+    home_again(installation, dead, there)
+    say(f"dead engine  found by {len(there)} conversations at home there: 0 lost, all at home again after its return")
 
 
-async def _back(installation: Installation, engine: Part) -> None:
-    """Until the router has found that an engine is there again."""
-    end = time.monotonic() + 60
-    mark = uuid4().hex[:8]
-    while not any(row[1].startswith(mark) for row in journal(installation)[engine.name]):
-        assert time.monotonic() < end, f"{engine.name} gets no requests"
-        load = Load(installation, f"{mark}-{math.floor(time.monotonic() * 1000)}", stopping=False)
-        running = asyncio.create_task(load.run(4))
-        await asyncio.sleep(0.2)
-        load.stopping = True
-        await running
-        assert not load.lost, json.dumps([each.id for each in load.lost])
+def engine_of(installation: Installation, request: str) -> str | None:
+    """The engine that a request reached."""
+    found = [name for name, rows in journal(installation).items() for row in rows if row[:2] == ("+", request)]
+    return found[0] if found else None
+
+
+def home_again(installation: Installation, engine: Part, conversations: list[str]) -> None:
+    """Waits until conversations that were at home at an engine are so again."""
+    line, key = Line(installation.gateways[0]), installation.keys["load"]
+
+    def home(conversation: str) -> bool:
+        request = uuid4().hex
+        reply = line.chat(key, {"x-conversation-id": conversation, "x-request-id": request})
+        assert reply.status == 200, reply.body
+        return engine_of(installation, request) == engine.name
+
+    assert eventually(lambda: all(home(conversation) for conversation in conversations))
+    line.close()
