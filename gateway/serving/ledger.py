@@ -1,24 +1,71 @@
-"""What keys have used, by the minute and in flight: in this process, or in a Redis that replicas share.
+"""What keys have used, by the minute and in flight, and whether what a request asks for still fits.
 
 The counters are those of `limits`' storages, one per key and minute. What is in force slides: the last minute counts by
 the share of it that is less than 60 seconds ago, so no burst fits around a full minute. Its own sliding window is not
-used because tokens have to be given back to the minute they were taken from. Requests in flight are leases: those of a
-replica that was killed run out. Knows names and numbers; nothing about requests, replies or when a store is away.
+used because tokens have to be given back to the minute they were taken from. Everything a request asks for is taken
+together or not at all.
+
+Knows names and numbers; nothing about requests or replies. The ledger that replicas share is in shared.py.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+import math
+from collections.abc import Sequence
+from typing import Final, Protocol
 
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
-from limits.errors import ConfigurationError
+from limits.aio.storage import MemoryStorage, Storage
 from msgspec import Struct
 
 PERIOD: Final = 60  # seconds
-_KEPT: Final = 3 * PERIOD  # seconds; a counter matters during its own minute and the next
+KEPT: Final = 3 * PERIOD  # seconds; a counter matters during its own minute and the next
 _ROUNDING: Final = 1e-9
-_SCHEMES: Final = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
-_CONNECTIONS: Final = 64
+
+
+class Ask(Struct, frozen=True):
+    """`cost`, in [1, limit], of a limit per minute."""
+
+    kind: str
+    cost: int
+    limit: int
+
+
+class Want(Struct, frozen=True):
+    """What one request asks for at Unix time `at`. `name` is the key's, `request` an id; `concurrency` its limit."""
+
+    name: str
+    request: str
+    at: float
+    concurrency: int | None
+    asks: Sequence[Ask]
+
+    def counters(self, ask: Ask) -> tuple[str, str]:
+        """The names of the counters of this minute and of the one before."""
+        minute = int(self.at // PERIOD)
+        return f"{ask.kind}/{self.name}/{minute}", f"{ask.kind}/{self.name}/{minute - 1}"
+
+    @property
+    def share(self) -> float:
+        """How much of the last minute still counts."""
+        return 1 - self.at % PERIOD / PERIOD
+
+    def corrected(self, kind: str, more: int, at: float) -> str | None:
+        """The counter to correct by `more` at `at`; None if it makes no difference any more.
+
+        What was used beyond what was asked for counts now; what was not used goes back to its own minute.
+        """
+        now, then = int(at // PERIOD), int(self.at // PERIOD)
+        return f"{kind}/{self.name}/{now if more > 0 else then}" if more > 0 or then >= now - 1 else None
+
+
+class Taken(Struct, frozen=True):
+    """Whether it was taken. `room`: it was not for the requests in flight. `counts`: for each ask what was used before,
+    in the last minute and in this one.
+    """
+
+    taken: bool
+    room: bool
+    counts: Sequence[tuple[int, int]]
 
 
 class Standing(Struct, frozen=True):
@@ -27,21 +74,23 @@ class Standing(Struct, frozen=True):
     limit: int
     remaining: int
     reset: float  # until nothing of it is used any more
-    wait: float  # until what was asked for fits; 0 when it was taken
+    wait: float  # until what was asked for fits; 0 when it does
 
 
-def standing(previous: int, current: int, cost: int, limit: int, at: float) -> Standing:
-    """How `cost` more, in [1, limit], stands against `limit` per minute at Unix time `at`.
+def fits(previous: int, current: int, ask: Ask, share: float) -> bool:
+    """Whether what is asked for fits after `current` in this minute and `previous` in the last."""
+    return previous * share + current + ask.cost <= ask.limit + _ROUNDING
 
-    `current` were used in this minute, and `previous` in the one before.
-    """
-    into = at % PERIOD
-    used = previous * (1 - into / PERIOD) + current
-    fits = used + cost <= limit + _ROUNDING
-    taken = current + cost if fits else current
-    reset = 2 * PERIOD - into if taken > 0 else PERIOD - into if previous > 0 else 0.0
-    remaining = max(0, int(limit - used - (cost if fits else 0)))
-    return Standing(limit, remaining, reset, 0.0 if fits else _wait(previous, current, limit - cost, into))
+
+def standing(counts: tuple[int, int], ask: Ask, at: float, taken: bool) -> Standing:
+    """How a key stands at Unix time `at`, what was asked for `taken` or not; `counts` as in Taken."""
+    (previous, current), into = counts, at % PERIOD
+    share = 1 - into / PERIOD
+    wait = 0.0 if fits(previous, current, ask, share) else _wait(previous, current, ask.limit - ask.cost, into)
+    current += ask.cost if taken else 0
+    reset = 2 * PERIOD - into if current > 0 else PERIOD - into if previous > 0 else 0.0
+    remaining = max(0, math.floor(ask.limit - previous * share - current + _ROUNDING))
+    return Standing(ask.limit, remaining, reset, wait)
 
 
 def _wait(previous: int, current: int, room: int, into: float) -> float:
@@ -51,107 +100,17 @@ def _wait(previous: int, current: int, room: int, into: float) -> float:
     return PERIOD - into + PERIOD * (1 - room / current)
 
 
-class Leases(Protocol):
-    """Requests in flight, by key name and request id."""
+class Ledger(Protocol):
+    """Where it is written down."""
 
-    async def take(self, name: str, request: str, limit: int) -> bool:
-        """Whether there was room for one more."""
+    async def take(self, want: Want) -> Taken:
+        """Everything or nothing."""
 
-    async def give(self, name: str, request: str) -> None:
-        """It has ended; nothing happens if it was never taken."""
+    def end(self, want: Want) -> bool:
+        """The request is no longer in flight (or never was). Whether `settle` is needed to make that known."""
 
-
-class Ledger:
-    """The counters of one storage, and the leases beside it."""
-
-    def __init__(self, storage: Storage, leases: Leases) -> None:
-        self._storage, self.leases = storage, leases
-
-    async def take(self, kind: str, name: str, cost: int, limit: int, at: float) -> Standing:
-        """Count `cost` if it fits; look at the result's `wait`."""
-        minute = int(at // PERIOD)
-        key = f"{kind}/{name}/{minute}"
-        # Counted first and taken back if it does not fit: two at the same moment never pass together.
-        current = await self._storage.incr(key, _KEPT, cost) - cost
-        previous = await self._storage.get(f"{kind}/{name}/{minute - 1}")
-        found = standing(previous, current, cost, limit, at)
-        if found.wait:
-            await self._storage.incr(key, _KEPT, -cost)
-        return found
-
-    async def settle(self, kind: str, name: str, more: int, taken_at: float, at: float) -> None:
-        """Correct what was taken at `taken_at`.
-
-        What was used beyond it counts now; what was not used goes back to its minute, if that still counts.
-        """
-        minute, then = int(at // PERIOD), int(taken_at // PERIOD)
-        if more > 0 or (more < 0 and then >= minute - 1):
-            await self._storage.incr(f"{kind}/{name}/{minute if more > 0 else then}", _KEPT, more)
-
-
-class OwnLeases:
-    """Leases of this process; they end with it."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, set[str]] = {}
-
-    async def take(self, name: str, request: str, limit: int) -> bool:
-        held = self._held.setdefault(name, set())
-        if len(held) >= limit:
-            return False
-        held.add(request)
-        return True
-
-    async def give(self, name: str, request: str) -> None:
-        held = self._held.get(name, set())
-        held.discard(request)
-        if not held:
-            self._held.pop(name, None)
-
-
-# A sorted set per key name, request ids by when their lease ends, on the store's own clock.
-_NOW: Final = "local t = redis.call('TIME'); local now = t[1] + t[2] / 1000000 "
-_TAKE: Final = (
-    _NOW
-    + """
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[3])
-redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[2]) + 1)
-return 1"""
-)
-_HOLD: Final = (
-    _NOW
-    + """
-for i = 2, #ARGV do redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i]) end
-redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[1]) + 1)"""
-)
-
-
-class SharedLeases(OwnLeases):
-    """Leases of all replicas, in Redis. Each ends `seconds` after it was taken or last held."""
-
-    def __init__(self, client: Any, seconds: float) -> None:
-        super().__init__()
-        self._client, self._seconds = client, seconds
-        self._take, self._hold = client.register_script(_TAKE), client.register_script(_HOLD)
-
-    async def take(self, name: str, request: str, limit: int) -> bool:
-        taken = bool(await self._take(keys=[_place(name)], args=[limit, self._seconds, request]))
-        return taken and await super().take(name, request, limit)
-
-    async def give(self, name: str, request: str) -> None:
-        await super().give(name, request)
-        await self._client.zrem(_place(name), request)
-
-    async def hold(self) -> None:
-        """Renew what this process holds; also brings it back after the store lost it."""
-        for name, held in list(self._held.items()):
-            await self._hold(keys=[_place(name)], args=[self._seconds, *held])
-
-
-def _place(name: str) -> str:
-    return f"tempera:leases/{name}"
+    async def settle(self, want: Want, more: int, at: float) -> None:
+        """Correct the tokens by `more`, and make `end` known."""
 
 
 class OwnStore(MemoryStorage):
@@ -163,43 +122,45 @@ class OwnStore(MemoryStorage):
             await self.get(key)
 
 
-class SharedStore:
-    """The way to a Redis or Valkey that replicas share.
+class OwnLedger:
+    """Of this process; it ends with it. Nothing here waits, so nothing comes in between."""
 
-    Raises ValueError for an address that cannot be used, or without the package `redis`. Nothing is connected yet.
-    """
+    def __init__(self) -> None:
+        self.store = OwnStore()
+        self._held: dict[str, set[str]] = {}
 
-    def __init__(self, url: str, lease: float, timeout: float) -> None:
-        scheme, _, rest = url.partition("://")
-        if not rest or scheme not in _SCHEMES:  # the address itself may hold a password
-            raise ValueError(f"TEMPERA_LIMITS_URL must be {'://, '.join(_SCHEMES)}:// and then host:port")
-        address = f"{_SCHEMES[scheme]}://{rest}"
-        try:
-            from redis import asyncio as redis
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-        except ImportError:
-            raise ValueError("TEMPERA_LIMITS_URL needs the package redis: install tempera-gateway[redis]") from None
-        # Once more at once, for a connection that the store has closed meanwhile; who waits is bounded elsewhere.
-        self._pool = redis.BlockingConnectionPool.from_url(
-            address,
-            max_connections=_CONNECTIONS,
-            timeout=timeout,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 1),
-        )
-        try:
-            options: Any = {"connection_pool": self._pool}  # its annotation forgets this one
-            storage = RedisStorage(f"async+{address}", implementation="redispy", key_prefix="tempera", **options)
-        except ConfigurationError:
-            raise ValueError("TEMPERA_LIMITS_URL must look like redis://host:6379/0") from None
-        client: Any = redis.Redis(connection_pool=self._pool)
-        self.leases = SharedLeases(client, lease)
-        self.ledger = Ledger(storage, self.leases)
-        self.ping = client.ping
-        self.faults: tuple[type[Exception], ...] = (redis.RedisError, OSError, TimeoutError)
+    async def take(self, want: Want) -> Taken:
+        room = want.concurrency is None or len(self._held.get(want.name, ())) < want.concurrency
+        taken, counts, get = room, [], self.store.get
+        for ask in want.asks:
+            now, before = want.counters(ask)
+            counts.append((await get(before), await get(now)))
+            taken = taken and fits(*counts[-1], ask, want.share)
+        if taken:
+            if want.concurrency is not None:
+                self._held.setdefault(want.name, set()).add(want.request)
+            for ask in want.asks:
+                await self.store.incr(want.counters(ask)[0], KEPT, ask.cost)
+        return Taken(taken, room, counts)
 
-    async def close(self) -> None:
-        """Hang up."""
-        await self._pool.disconnect()
+    def end(self, want: Want) -> bool:
+        discard(self._held, want)
+        return False
+
+    async def settle(self, want: Want, more: int, at: float) -> None:
+        await correct(self.store, want, more, at)
+
+
+async def correct(store: Storage, want: Want, more: int, at: float) -> None:
+    """Correct the tokens that were asked for by `more`."""
+    key = want.corrected("tpm", more, at) if more else None
+    if key is not None:
+        await store.incr(key, KEPT, more)
+
+
+def discard(held: dict[str, set[str]], want: Want) -> None:
+    """Take a request out of those in flight, by key name, if it is among them."""
+    requests = held.get(want.name, set())
+    requests.discard(want.request)
+    if not requests:
+        held.pop(want.name, None)

@@ -13,18 +13,20 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from gateway.log.exchange import RawExchange
 from gateway.protocol import sse
 from gateway.protocol.errors import RateLimited
 from gateway.serving.keyfile import Limits
-from gateway.serving.ledger import PERIOD, Ledger, OwnLeases, OwnStore, SharedStore, Standing
+from gateway.serving.ledger import PERIOD, Ask, Ledger, OwnLedger, Standing, Taken, Want, standing
+from gateway.serving.shared import SharedLedger
 
-PATIENCE: Final = 0.25  # seconds that a request waits for the shared store, at most
+PATIENCE: Final = 0.25  # seconds that a request waits for the shared ledger, at most
 BYTES_PER_TOKEN: Final = 4  # of a request's body: English is below it, Chinese at it, JSON's own marks make up for some
-_LOOK: Final = 1.0  # seconds between looks at a store that is away
+_TIMEOUT: Final = 2.0  # seconds for what nobody waits for
+_LOOK: Final = 1.0  # seconds between looks at a ledger that is away
 _log = logging.getLogger("tempera.limits")
 
 
@@ -35,63 +37,87 @@ class Limiter:
     """
 
     def __init__(self, url: str | None = None, lease: float = 60.0, clock: Callable[[], float] = time.time) -> None:
-        self._own = OwnStore()
-        self._here = Ledger(self._own, OwnLeases())
-        self._shared = None if url is None else SharedStore(url, lease, PATIENCE)
+        self._own = OwnLedger()
+        self._shared = None if url is None else SharedLedger(url, lease, _TIMEOUT)
+        self._faults = () if self._shared is None else self._shared.faults
         self._lease, self.clock = lease, clock
+        self._doubt: Exception | None = None  # why the shared ledger is not asked until it has answered a ping
+        self._look = asyncio.Event()
         self._later: set[asyncio.Task[None]] = set()
         self.trouble: str | None = None  # why the limits hold for this process only
+        self.alone = 0  # requests counted here although there is a shared ledger
 
-    async def ask(self, stay: Stay) -> None:
-        """Let a request in, in the shared store or, if that is away, here. Raises RateLimited."""
+    async def take(self, stay: Stay) -> Taken:
+        """Ask the shared ledger or, while it is away, our own."""
         shared = self._shared
-        if shared is not None and self.trouble is None:
+        if shared is not None and self._doubt is None:
+            stay.ledger = shared
             try:
                 async with asyncio.timeout(PATIENCE):
-                    return await stay.take(shared.ledger)
-            except shared.faults as error:
-                self._lose(error)
-                self.later(shared.leases.give(stay.name, stay.request))  # it may have been taken all the same
-        return await stay.take(self._here)
+                    return await shared.take(stay.want)
+            except self._faults as error:
+                shared.end(stay.want)  # it may have been taken all the same
+                self._suspect(error)
+        self.alone += shared is not None
+        stay.ledger = self._own
+        return await self._own.take(stay.want)
 
-    def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what a request that has ended need not wait for."""
-        task = asyncio.get_running_loop().create_task(self._do(work))
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
+    def leave(self, stay: Stay, more: int) -> None:
+        """A request that took something is over; `more` tokens than it took were used."""
+        assert stay.ledger is not None
+        if stay.ledger.end(stay.want) or more:
+            task = asyncio.get_running_loop().create_task(self._settle(stay.ledger, stay.want, more))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
 
-    async def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        if self._shared is None:
-            return await work
+    async def _settle(self, ledger: Ledger, want: Want, more: int) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
-                await work
-        except self._shared.faults as error:
-            self._lose(error)
+            async with asyncio.timeout(_TIMEOUT):
+                await ledger.settle(want, more, self.clock())
+        except self._faults as error:
+            self._suspect(error)
 
     async def watch(self) -> None:
-        """Renew leases, look for a store that is away, forget old counters; for as long as the gateway runs."""
+        """Renew leases, look for a ledger that is away, forget old counters; for as long as the gateway runs."""
         # The storage would look through all its counters whenever one is raised, if this were not its sweeper.
-        self._own.timer = asyncio.current_task()
-        shared = self._shared
+        self._own.store.timer = asyncio.current_task()
         swept = held = time.monotonic()
         while True:
-            await asyncio.sleep(min(_LOOK, self._lease / 3))
+            try:
+                async with asyncio.timeout(min(_LOOK, self._lease / 3)):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
             now = time.monotonic()
             if now - swept > PERIOD:
                 swept = now
-                await self._own.sweep()
-            if shared is None or (self.trouble is None and now - held < self._lease / 3):
-                continue
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await shared.ping()
-                    await shared.leases.hold()
-            except shared.faults as error:
-                self._lose(error)
-            else:
+                await self._own.store.sweep()
+            if self._shared is not None and (self._doubt is not None or now - held > self._lease / 3):
                 held = now
-                self._regain()
+                await self._tend(self._shared)
+                self._look.clear()
+
+    async def _tend(self, shared: SharedLedger) -> None:
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                await shared.ping()
+                await shared.hold()
+        except self._faults as error:
+            self._doubt = error
+            if self.trouble is None:
+                self.trouble = f"held by each replica alone: the shared store is away ({type(error).__name__})"
+                _log.error("limits are %s: %s", self.trouble, error)
+        else:
+            self._doubt = None
+            if self.trouble is not None:
+                self.trouble = None
+                _log.warning("the shared store for limits is back")
+
+    def _suspect(self, error: Exception) -> None:
+        """It was us, or it is away: go on alone, and look at once. A rush that makes us slow is not said anywhere."""
+        if self._doubt is None:
+            self._doubt = error
+            self._look.set()
 
     async def close(self) -> None:
         """Finish what was left for later, and hang up."""
@@ -99,80 +125,71 @@ class Limiter:
         if self._shared is not None:
             await self._shared.close()
 
-    def _lose(self, error: Exception) -> None:
-        if self.trouble is None:
-            self.trouble = f"held by each replica alone: the shared store is away ({type(error).__name__})"
-            _log.error("limits are %s: %s", self.trouble, error)
-
-    def _regain(self) -> None:
-        if self.trouble is not None:
-            self.trouble = None
-            _log.warning("the shared store for limits is back")
-
 
 class Stay:
     """What one request takes of its key's limits. `told` are reply headers, once `enter` has returned or raised."""
 
-    __slots__ = ("_at", "_leased", "_ledger", "_limiter", "_limits", "_reserved", "name", "prompt", "request", "told")
+    __slots__ = ("_limiter", "_prompt", "_refused", "_reserved", "ledger", "told", "want")
 
     def __init__(self, limiter: Limiter, request: str, name: str, limits: Limits, size: int) -> None:
         """`request` is the exchange's id, `name` the key's, `size` the body's in bytes."""
-        self._limiter, self.request, self.name, self._limits = limiter, request, name, limits
-        self.prompt = max(1, -(-size // BYTES_PER_TOKEN))
-        self.told: tuple[tuple[bytes, bytes], ...] = ()
-        self._ledger: Ledger | None = None
-        self._leased = False
+        self._limiter = limiter
+        self._prompt = max(1, -(-size // BYTES_PER_TOKEN))
         self._reserved = 0
-        self._at = limiter.clock()
+        self._refused = False
+        asks = []
+        if limits.rpm is not None:
+            asks.append(Ask("rpm", 1, limits.rpm))
+        if limits.tpm is not None:  # a prompt beyond the limit may pass when nothing else was used
+            asks.append(Ask("tpm", min(self._prompt, limits.tpm), limits.tpm))
+        self.want = Want(name, request, limiter.clock(), limits.concurrency, asks)
+        self.ledger: Ledger | None = None
+        self.told: tuple[tuple[bytes, bytes], ...] = ()
 
     async def enter(self) -> None:
         """Raises RateLimited. `leave` is due whatever happens, even if this is cancelled."""
-        await self._limiter.ask(self)
-
-    async def take(self, ledger: Ledger) -> None:
-        """Take everything from one ledger; what a refusal leaves taken is given back by `leave`."""
-        self._ledger, self.told, self._reserved = ledger, (), 0
-        limits, name, at = self._limits, self.name, self._at
-        if limits.concurrency is not None:
-            self._leased = True  # even if nobody waits for the answer
-            if not await ledger.leases.take(name, self.request, limits.concurrency):
-                self._leased = False
-                raise RateLimited(
-                    f"Key {name!r} has {limits.concurrency} requests in flight, as many as it may. "
-                    "Please try again when one has ended.",
-                    retry_after=1,
-                )
-        if limits.tpm is not None:
-            cost = min(self.prompt, limits.tpm)  # a prompt beyond the limit may pass when nothing else was used
-            found = await ledger.take("tpm", name, cost, limits.tpm, at)
-            self._tell(b"tokens", found)
-            self._reserved = cost
-        if limits.rpm is not None:
-            self._tell(b"requests", await ledger.take("rpm", name, 1, limits.rpm, at))
-
-    def _tell(self, kind: bytes, found: Standing) -> None:
-        self.told += (
-            (b"x-ratelimit-limit-" + kind, b"%d" % found.limit),
-            (b"x-ratelimit-remaining-" + kind, b"%d" % found.remaining),
-            (b"x-ratelimit-reset-" + kind, duration(found.reset)),
-        )
-        if found.wait:
+        want = self.want
+        found = await self._limiter.take(self)
+        self._refused = not found.taken
+        longest: tuple[Standing, Ask] | None = None
+        for ask, counts in zip(want.asks, found.counts, strict=True):
+            stands = standing(counts, ask, want.at, found.taken)
+            self.told += _headers(ask.kind, stands)
+            if stands.wait and (longest is None or stands.wait > longest[0].wait):
+                longest = stands, ask
+            if ask.kind == "tpm" and found.taken:
+                self._reserved = ask.cost
+        if not found.room:
             raise RateLimited(
-                f"Key {self.name!r} may use {found.limit} {kind.decode()} per minute, and {found.remaining} are left. "
-                f"Please try again in {duration(found.wait).decode()}.",
-                retry_after=found.wait,
+                f"Key {want.name!r} has as many requests in flight as it may: {want.concurrency}. "
+                "Please try again when one has ended.",
+                retry_after=1,
+            )
+        if longest is not None:
+            stands, ask = longest
+            raise RateLimited(
+                f"Key {want.name!r} may use {stands.limit} {_KINDS[ask.kind]} per minute, and {stands.remaining} are "
+                f"left. Please try again in {duration(stands.wait)}.",
+                retry_after=stands.wait,
             )
 
     def leave(self, exchange: RawExchange) -> None:
-        """The exchange is over: end the lease and settle the tokens."""
-        if self._ledger is not None and (self._leased or self._reserved):
-            more = spent(exchange, self.prompt) - self._reserved if self._reserved else 0
-            self._limiter.later(self._end(self._ledger, more))
+        """The exchange is over: it is no longer in flight, and its tokens are settled."""
+        if self.ledger is not None and not self._refused:
+            self._limiter.leave(self, spent(exchange, self._prompt) - self._reserved if self._reserved else 0)
 
-    async def _end(self, ledger: Ledger, more: int) -> None:
-        if self._leased:
-            await ledger.leases.give(self.name, self.request)
-        await ledger.settle("tpm", self.name, more, self._at, self._limiter.clock())
+
+_KINDS: Final = {"rpm": "requests", "tpm": "tokens"}
+_NAMES: Final = {
+    kind: tuple(f"x-ratelimit-{what}-{of}".encode() for what in ("limit", "remaining", "reset"))
+    for kind, of in _KINDS.items()
+}
+
+
+def _headers(kind: str, stands: Standing) -> tuple[tuple[bytes, bytes], ...]:
+    limit, remaining, reset = _NAMES[kind]
+    told = duration(stands.reset).encode()
+    return (limit, b"%d" % stands.limit), (remaining, b"%d" % stands.remaining), (reset, told)
 
 
 def spent(exchange: RawExchange, prompt: int) -> int:
@@ -191,7 +208,7 @@ def spent(exchange: RawExchange, prompt: int) -> int:
     return found or prompt + exchange.pieces
 
 
-def duration(seconds: float) -> bytes:
+def duration(seconds: float) -> str:
     """As OpenAI writes it, in whole seconds, rounded up: `0s`, `59s`, `1m0s`."""
     minutes, rest = divmod(math.ceil(seconds), 60)
-    return b"%dm%ds" % (minutes, rest) if minutes else b"%ds" % rest
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.serving.ledger import PERIOD, Ledger, OwnLeases, OwnStore, SharedStore, standing
+from gateway.serving.ledger import PERIOD, Ask, Ledger, OwnLedger, OwnStore, Standing, Want, standing
+from gateway.serving.shared import SharedLedger
 from tests.serving.redis_server import redis_server
 
 MINUTE = 1_800_000_000.0  # a time at which a minute begins
@@ -24,14 +25,14 @@ TIMES = st.floats(MINUTE, MINUTE + 3600)
 def test_the_wait_is_enough_and_no_longer_than_needed(
     previous: int, current: int, cost: int, limit: int, at: float
 ) -> None:
-    cost = min(cost, limit)
+    ask = Ask("rpm", min(cost, limit), limit)
 
     def fits(later: float) -> bool:
         gone = int((at + later) // PERIOD) - int(at // PERIOD)
         counts = {0: (previous, current), 1: (current, 0)}.get(gone, (0, 0))
-        return standing(*counts, cost, limit, at + later).wait == 0
+        return standing(counts, ask, at + later, False).wait == 0
 
-    wait = standing(previous, current, cost, limit, at).wait
+    wait = standing((previous, current), ask, at, False).wait
     assert 0 <= wait <= 2 * PERIOD
     assert fits(wait + 0.01)
     assert wait < 0.02 or not fits(wait - 0.02) or math.isclose(wait, 0.02)
@@ -39,12 +40,15 @@ def test_the_wait_is_enough_and_no_longer_than_needed(
 
 @given(AMOUNTS, AMOUNTS, st.integers(1, 10**6), TIMES)
 def test_what_is_told_of_a_limit(previous: int, current: int, limit: int, at: float) -> None:
-    found = standing(previous, current, 1, limit, at)
+    ask = Ask("rpm", 1, limit)
+    before = standing((previous, current), ask, at, False)
+    found = standing((previous, current), ask, at, not before.wait)
     assert 0 <= found.remaining <= limit - (not found.wait)
     assert 0 <= found.reset <= 2 * PERIOD
     assert found.wait <= found.reset + 1e-6
     if not found.wait:
-        again = standing(previous, current + 1, 1, limit, at)
+        assert before.remaining == found.remaining + 1
+        again = standing((previous, current + 1), ask, at, False)
         assert (again.wait == 0) == (found.remaining >= 1)
 
 
@@ -63,7 +67,7 @@ def test_what_is_told_of_a_limit(previous: int, current: int, limit: int, at: fl
 def test_the_sliding_minute(
     previous: int, current: int, into: float, remaining: int, reset: float, wait: float
 ) -> None:
-    found = standing(previous, current, 1, 10, MINUTE + into)
+    found = standing((previous, current), Ask("rpm", 1, 10), MINUTE + into, wait == 0)
     assert (found.remaining, found.reset, found.wait) == (remaining, reset, pytest.approx(wait))
 
 
@@ -76,24 +80,43 @@ def redis() -> Iterator[str]:
 @pytest.fixture(params=["memory", "redis"])
 def ledger(request: pytest.FixtureRequest) -> Ledger:
     if request.param == "memory":
-        return Ledger(OwnStore(), OwnLeases())
-    return SharedStore(request.getfixturevalue("redis"), 1.0, 2.0).ledger
+        return OwnLedger()
+    return SharedLedger(request.getfixturevalue("redis"), 1.0, 2.0)
+
+
+async def take(ledger: Ledger, name: str, at: float, *asks: Ask) -> Standing | None:
+    """How the first ask stands; None when it was not taken."""
+    want = Want(name, "x", at, None, asks)
+    found = await ledger.take(want)
+    assert found.room
+    stands = [standing(counts, ask, at, found.taken) for counts, ask in zip(found.counts, asks, strict=True)]
+    assert found.taken == (not any(each.wait for each in stands)), "both sides decide alike"
+    return stands[0] if found.taken else None
 
 
 async def test_a_limit_holds_around_a_full_minute_and_comes_back(ledger: Ledger) -> None:
-    end = MINUTE + 59.9
-    taken = [not (await ledger.take("rpm", "edge", 1, 5, at)).wait for at in [end] * 7 + [end + 0.2] * 7]
+    end, ask = MINUTE + 59.9, Ask("rpm", 1, 5)
+    taken = [await take(ledger, "edge", at, ask) is not None for at in [end] * 7 + [end + 0.2] * 7]
     assert taken == [True] * 5 + [False] * 9
     half = end + 30
-    assert [not (await ledger.take("rpm", "edge", 1, 5, half)).wait for _ in range(4)] == [True, True, False, False]
-    assert (await ledger.take("rpm", "other", 1, 5, half)).remaining == 4
-    assert (await ledger.take("tpm", "edge", 1, 5, half)).remaining == 4
-    assert (await ledger.take("rpm", "edge", 1, 50, half)).remaining > 40, "another limit goes on with what was used"
+    assert [await take(ledger, "edge", half, ask) is not None for _ in range(4)] == [True, True, False, False]
+    for name, other, left in (
+        ("other", ask, 4),
+        ("edge", Ask("tpm", 1, 5), 4),
+        ("edge", Ask("rpm", 1, 50), 44),  # another limit goes on with what was used
+    ):
+        found = await take(ledger, name, half, other)
+        assert found is not None
+        assert found.remaining == left
 
 
-async def test_all_at_once_never_pass_together(ledger: Ledger) -> None:
-    found = await asyncio.gather(*(ledger.take("rpm", "rush", 1, 10, MINUTE) for _ in range(30)))
-    assert sum(not each.wait for each in found) == 10
+async def test_all_at_once_never_pass_together_and_all_or_nothing_is_taken(ledger: Ledger) -> None:
+    few, many = Ask("rpm", 1, 10), Ask("tpm", 5, 1000)
+    found = await asyncio.gather(*(take(ledger, "rush", MINUTE, few, many) for _ in range(30)))
+    assert sum(each is not None for each in found) == 10
+    tokens = await take(ledger, "rush", MINUTE, many)
+    assert tokens is not None
+    assert tokens.remaining == 1000 - 11 * 5
 
 
 @pytest.mark.parametrize(
@@ -109,37 +132,65 @@ async def test_all_at_once_never_pass_together(ledger: Ledger) -> None:
 async def test_settling_the_80_of_100_that_were_taken(
     ledger: Ledger, name: str, more: int, later: float, remaining: int | None
 ) -> None:
-    assert not (await ledger.take("tpm", name, 80, 100, MINUTE)).wait
-    await ledger.settle("tpm", name, more, MINUTE, MINUTE + later)
-    found = await ledger.take("tpm", name, 1, 100, MINUTE + later)
-    assert (found.remaining if not found.wait else None) == remaining
+    first = Want(name, "x", MINUTE, None, (Ask("tpm", 80, 100),))
+    assert (await ledger.take(first)).taken
+    await ledger.settle(first, more, MINUTE + later)
+    found = await take(ledger, name, MINUTE + later, Ask("tpm", 1, 100))
+    assert (found and found.remaining) == remaining
     for after in (300, 360):
-        assert (await ledger.take("tpm", name, 1, 100, MINUTE + after)).remaining <= 99, "nobody has a credit"
+        found = await take(ledger, name, MINUTE + after, Ask("tpm", 1, 100))
+        assert found is not None
+        assert found.remaining <= 99, "nobody has a credit"
 
 
-async def test_leases(ledger: Ledger) -> None:
-    leases = ledger.leases
-    assert [await leases.take("team", request, 2) for request in "abc"] == [True, True, False]
-    assert await leases.take("other", "a", 2)
-    await leases.give("team", "never-taken")
-    await leases.give("team", "a")
-    assert [await leases.take("team", request, 2) for request in "cd"] == [True, False]
+def flight(request: str, most: int, name: str = "team") -> Want:
+    return Want(name, request, MINUTE, most, ())
+
+
+async def test_requests_in_flight(ledger: Ledger) -> None:
+    async def over(want: Want) -> None:
+        if ledger.end(want):
+            await ledger.settle(want, 0, MINUTE)
+
+    async def room(*wants: Want) -> list[bool]:
+        found = [await ledger.take(want) for want in wants]
+        assert all(each.room == each.taken for each in found)
+        return [each.room for each in found]
+
+    assert await room(*(flight(request, 2) for request in "abc")) == [True, True, False]
+    assert await room(flight("a", 2, "other")) == [True]
+    await over(flight("never-taken", 2))
+    await over(flight("a", 2))
+    assert await room(flight("c", 2), flight("d", 2)) == [True, False]
     for request in "bc":
-        await leases.give("team", request)
-    assert await leases.take("team", "e", 1)
+        await over(flight(request, 2))
+    assert await room(flight("e", 1)) == [True]
+
+
+async def test_nothing_is_taken_when_there_is_no_room(ledger: Ledger) -> None:
+    ask = Ask("rpm", 1, 10)
+    wants = [Want("full", request, MINUTE, 1, (ask,)) for request in "ab"]
+    assert [(await ledger.take(want)).taken for want in wants] == [True, False]
+    found = await take(ledger, "full", MINUTE, ask)
+    assert found is not None
+    assert found.remaining == 8
 
 
 async def test_a_lease_runs_out_unless_it_is_held(redis: str) -> None:
-    dead, alive, other = (SharedStore(redis, 1.0, 2.0) for _ in range(3))
-    assert await dead.leases.take("k", "of-a-killed-one", 2)
-    assert await alive.leases.take("k", "held", 2)
-    assert not await other.leases.take("k", "new", 2)
+    dead, alive, other = (SharedLedger(redis, 1.0, 2.0) for _ in range(3))
+    assert (await dead.take(flight("of-a-killed-one", 2, "k"))).room
+    assert (await alive.take(flight("held", 2, "k"))).room
+    assert not (await other.take(flight("new", 2, "k"))).room
     end = time.monotonic() + 10
-    while not await other.leases.take("k", "new", 2):
-        await alive.leases.hold()
+    while not (await other.take(flight("new", 2, "k"))).room:
+        await alive.hold()
         assert time.monotonic() < end
         await asyncio.sleep(0.1)
-    assert not await other.leases.take("k", "third", 2), "what is held is still there"
+    await other.hold()
+    assert not (await other.take(flight("third", 2, "k"))).room, "what is held is still there"
+    assert alive.end(flight("held", 2, "k"))
+    await alive.hold()
+    assert (await other.take(flight("third", 2, "k"))).room, "an end that could not be told is told with the next"
 
 
 @pytest.mark.parametrize(
@@ -147,13 +198,13 @@ async def test_a_lease_runs_out_unless_it_is_held(redis: str) -> None:
 )
 def test_an_address_that_cannot_be_used(url: str) -> None:
     with pytest.raises(ValueError, match="TEMPERA_LIMITS_URL") as caught:
-        SharedStore(url, 60.0, 0.25)
+        SharedLedger(url, 60.0, 0.25)
     assert "secret-word" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["redis://h:1/3", "valkey://u:p@h:1", "rediss://h:1", "valkeys://h:1"])
 def test_an_address_that_can(url: str) -> None:
-    SharedStore(url, 60.0, 0.25)
+    SharedLedger(url, 60.0, 0.25)
 
 
 async def test_old_counters_are_forgotten() -> None:
