@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pypr
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-vllm test-clients test-scale check format bench ui screenshots vllm lock clean
+.PHONY: help install run test test-vllm test-clients test-scale fuzz check format bench ui screenshots vllm lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,12 +41,16 @@ test-scale: install ## Two gateways over a router over two engines, parts killed
 	$(PY) tests/scale/environment.py
 	TEMPERA_TEST_SCALE=1 $(PY) -m pytest tests/scale
 
-check: install ## Lint, types, arrows and budgets of the house
+fuzz: install ## Any bytes at all against what reads bytes: FUZZ_SECONDS=60 for each target, FUZZ_TARGETS="bodies streams ..."
+	nice $(PY) -m tests.fuzz.run --seconds $(or $(FUZZ_SECONDS),60) $(FUZZ_TARGETS)
+
+check: install ## Lint, types, arrows and budgets of the house, known vulnerabilities
 	$(VENV)/bin/ruff check --output-format concise .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PY) tests/budgets.py
+	$(PY) tests/audit.py
 	$(VENV)/bin/tempera check presets.yaml
 
 format: install ## Sort imports and format the code
