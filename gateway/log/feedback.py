@@ -19,6 +19,7 @@ from gateway.log.store import Away, border
 from gateway.log.writer import Log
 from gateway.protocol.errors import GatewayError, InvalidRequest, NotFound, OutOfRange
 
+LONGEST: Final = {"name": 64, "source": 64, "comment": 10_000}  # characters
 WINDOW: Final = 86400.0  # seconds in which a vote may still be changed
 _PAUSES: Final = (0.0, 0.1, 0.3)  # seconds of waiting for a row that another process may still have in its hands
 _YOUNG: Final = 60.0  # seconds after which a row is in the database, or in a spool
@@ -56,7 +57,9 @@ def parse(body: bytes) -> Vote:
         raise OutOfRange(
             f"value must be a number in [-1, 1], or null to take it back; got {vote.value:g}.", param="value"
         )
-    for field, most in (("name", 64), ("source", 64), ("comment", 10_000)):
+    if not vote.name:
+        raise InvalidRequest("name must not be empty; leave it out for `thumb`.", param="name")
+    for field, most in LONGEST.items():
         if len(getattr(vote, field) or "") > most:
             raise InvalidRequest(f"{field} may have {most} characters at most.", param=field)
     return vote

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from gateway.policy.params import PARAMS, Rule, starting
 from gateway.policy.presets import Preset
-from gateway.protocol.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from gateway.protocol.errors import GatewayError, Internal, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.serving import openapi
 from gateway.serving.access import key_of
 from gateway.serving.metrics import CONTENT_TYPE, Metrics
@@ -36,6 +36,7 @@ def create_api(state: State, metrics: Metrics, lifespan: Any) -> FastAPI:
     api.add_exception_handler(GatewayError, _gateway_error)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(RequestValidationError, _bad_request)
+    api.add_exception_handler(Exception, _fault)
     openapi.install(api)
     return api
 
@@ -194,6 +195,11 @@ def _answer(error: GatewayError) -> Response:
 async def _gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     return _answer(error)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """A fault of ours. Starlette raises it again after the answer, so that it is in the process's log."""
+    return _answer(Internal("The gateway failed on this request; its log says why."))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

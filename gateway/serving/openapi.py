@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 
 from gateway.policy.params import PARAMS, Param
 from gateway.protocol.dialects import ASKED, PATHS, Protocol
+from gateway.serving import shapes
 from gateway.serving.routes import PASSED
 
 _SUMMARY: Final[dict[Protocol, str]] = {
@@ -37,6 +38,7 @@ _TOLD: Final = {
         "X-Tempera-Variant": "experiment=variant, where one applies",
     }.items()
 }
+_RESPONSE_ID: Final = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"}
 
 
 def install(api: FastAPI) -> None:
@@ -45,18 +47,51 @@ def install(api: FastAPI) -> None:
     def document() -> dict[str, Any]:
         if api.openapi_schema is None:
             schema = get_openapi(title=api.title, version=api.version, routes=api.routes)
+            for path, item in schema["paths"].items():
+                for operation in item.values():
+                    _complete(operation, path)
             schema["paths"] |= _paths()
-            schema.setdefault("components", {}).setdefault("schemas", {})["Error"] = _error_schema()
+            key = {"type": "http", "scheme": "bearer"}
+            schema["components"] = {
+                "schemas": shapes.components() | {"Error": _error_schema()},
+                "securitySchemes": {"key": key},
+            }
+            schema["security"] = [{"key": []}, {}]  # without any keys the gateway asks for none
             api.openapi_schema = schema
         return api.openapi_schema
 
     api.openapi = document  # type: ignore[method-assign]
 
 
+def _complete(operation: dict[str, Any], path: str) -> None:
+    """What FastAPI cannot know of a management route: what it answers, and what it reads by itself."""
+    good = "201" if "201" in operation["responses"] else "200"
+    content = shapes.ANSWERS[path]
+    operation["responses"] = {good: {"description": "As asked", "content": content}, "4XX": _ERROR, "5XX": _ERROR}
+    if path == "/readyz":
+        operation["responses"]["503"] = {"description": "Not ready", "content": content}
+    elif path == "/v1/feedback":
+        operation["requestBody"] = _body({"$ref": "#/components/schemas/Vote"})
+    elif path == "/v1/exchanges":
+        operation["parameters"] = shapes.parameters()
+
+
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
 def _paths() -> dict[str, Any]:
     paths = {path: {"post": _generation(protocol)} for path, protocol in PATHS.items()}
     paths |= {path: {"post": _operation("Passed on to the engine", {"type": "object"})} for path in sorted(PASSED)}
-    paths["/generate"] = {"post": _operation("A prompt in, a text out", _generate_schema())}
+    told = _operation("A prompt in, a text out", _generate_schema())
+    content = told["responses"]["200"]["content"]["application/json"]
+    content["schema"] = shapes.object_of({"response": {"type": "string"}})
+    paths["/generate"] = {"post": told}
+    for path, method in (("/v1/responses/{id}", "get"), ("/v1/responses/{id}/cancel", "post")):
+        operation = _operation("Passed on to the engine", {"type": "object"})
+        del operation["requestBody"]
+        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": _RESPONSE_ID}]
+        paths[path] = {method: operation}
     return paths
 
 
@@ -79,9 +114,12 @@ def _operation(summary: str, body: dict[str, Any]) -> dict[str, Any]:
     return {
         "summary": summary,
         "tags": ["generation"],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "requestBody": _body(body),
         "responses": {
-            "200": {"description": "The engine's reply", "content": {"application/json": {}}},
+            "200": {
+                "description": "The engine's reply",
+                "content": {"application/json": {"schema": {"type": ["object", "array"]}}},
+            },
             "4XX": _ERROR,
             "5XX": _ERROR,
         },
@@ -109,7 +147,8 @@ def _generate_schema() -> dict[str, Any]:
 
 def _error_schema() -> dict[str, Any]:
     text = {"type": ["string", "null"]}
-    fields = {"message": {"type": "string"}, "type": {"type": "string"}, "param": text, "code": text}
+    code = {"type": ["string", "integer", "null"], "description": "a number where the words are the engine's own"}
+    fields = {"message": {"type": "string"}, "type": {"type": "string"}, "param": text, "code": code}
     return {
         "type": "object",
         "required": ["error"],

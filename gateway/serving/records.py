@@ -30,6 +30,7 @@ from gateway.serving.state import State
 
 _Answer = TypeVar("_Answer")
 _FORMATS: Final = get_args(Format)
+_LATEST: Final = 2**48 // 1000  # the last second that a UUIDv7 can name
 
 
 def create_records(state: State) -> APIRouter:
@@ -67,10 +68,10 @@ def _exchanges(router: APIRouter, state: State) -> None:
         state.access.check_operator(key_of(request.headers))
         asked = dict(request.query_params)
         _check_texts(asked)
+        _check_together(asked)
         before, form, by = asked.pop("before", None), asked.pop("format", None), asked.pop("by", None)
         limit = _whole("limit", asked.pop("limit", str(PAGE)), MOST)
-        filters = _filters(asked)
-        engine = state.log.engine
+        filters, engine = _filters(asked), state.log.engine
         if by is not None:
             if by != "temperature":
                 raise InvalidRequest(f"by must be temperature; got {by[:40]!r}.", param="by")
@@ -169,6 +170,8 @@ def _filters(asked: Mapping[str, str]) -> Filters:
     for name, value in msgspec.structs.asdict(filters).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise OutOfRange(f"{name} must be a finite number; got {value}.", param=name)
+        if name in ("since", "until") and value is not None and not 0 <= value <= _LATEST:
+            raise OutOfRange(f"{name} must be a Unix time in seconds, in [0, {_LATEST}]; got {value:g}.", param=name)
     return filters
 
 
@@ -179,8 +182,16 @@ def _check_texts(asked: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"{name} must not contain the character U+0000.", param=name)
 
 
+def _check_together(asked: Mapping[str, str]) -> None:
+    """Raises InvalidRequest for what a summary or a file would not look at."""
+    whole = next((name for name in ("by", "format") if name in asked), None)
+    for other in ("format", "limit", "before"):
+        if whole is not None and other != whole and other in asked:
+            raise InvalidRequest(f"{other} cannot be used with {whole}, which reads every exchange.", param=other)
+
+
 def _whole(name: str, text: str, most: int) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= most:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
         raise OutOfRange(f"{name} must be a whole number in [1, {most}]; got {text[:40]!r}.", param=name)
     return int(text)
 

@@ -109,8 +109,11 @@ class Gateway:
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 8001),
         }
-        async with asyncio.timeout(10):
-            await self.front(scope, inbox.get, send)
+        try:
+            async with asyncio.timeout(10):
+                await self.front(scope, inbox.get, send)
+        except AttributeError as fault:  # raised again for the process's log, once the client has its answer
+            self.fault: Exception = fault
         pairs = [(name.decode().lower(), value.decode()) for name, value in sent[0]["headers"]]
         names = [name for name, _ in pairs]
         assert len(names) == len(set(names)), "no header twice"
@@ -118,6 +121,17 @@ class Gateway:
 
 
 SHIPPED_CONFIG = load(SHIPPED, {}.__getitem__)
+
+
+async def test_a_fault_of_ours_looks_like_every_error() -> None:
+    gateway = Gateway()
+    gateway.state.models = None  # type: ignore[assignment]
+    answer = await gateway.get("/readyz", x_request_id="turn-1")
+    assert (answer.status, answer.error["code"], answer.error["type"]) == (500, "internal_error", "server_error")
+    assert "NoneType" not in answer.error["message"]
+    assert UUID7.fullmatch(answer.headers["x-tempera-exchange"])
+    assert answer.headers["x-request-id"] == "turn-1"
+    assert "NoneType" in str(gateway.fault)
 
 
 # --- models
