@@ -121,7 +121,7 @@ def test_the_environment_is_made_of_settings_that_exist_with_values_that_they_ta
 @pytest.mark.parametrize("name", OURS)
 def test_secrets_come_from_the_secret_and_the_example_names_every_one(name: str) -> None:
     for variable, value in environment(name).items():
-        secret = re.search(r"(KEY|PASSWORD|SECRET|DATABASE_URL)$", variable)
+        secret = re.search(r"(KEY|PASSWORD|SECRET|DATABASE_URL|LIMITS_URL)$", variable)
         assert value.startswith("secret:") == bool(secret), variable
 
 
