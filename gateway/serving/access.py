@@ -96,7 +96,7 @@ class Access:
         try:
             keys = read_keys(self._path)
         except BadKeys as error:
-            self.trouble = f"the last good keys stay in force: {error}"
+            self.trouble = f"{error}; keys that were read before stay in force"
             _log.error("%s", self.trouble)
         else:
             self._callers = self._fixed | {key.hash: _caller(key) for key in keys}

@@ -66,7 +66,7 @@ def read_keys(path: Path) -> list[Key]:
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, AttributeError) as error:
-        raise BadKeys(f"{path}: {error}") from None
+        raise BadKeys(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def add_key(

@@ -119,6 +119,30 @@ def test_a_key_with_limits_from_its_making_to_its_end(tmp_path: Path, engine: Fa
     assert all(key not in str(seen.headers) for seen in engine.requests)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("TEMPERA_LIMITS_URL", "http://:hunter-two@x:1", "TEMPERA_LIMITS_URL must be redis://"),
+        ("TEMPERA_KEYS", "broken.yaml", "broken.yaml: while parsing"),
+    ],
+)
+def test_a_start_that_would_not_hold_what_was_asked_for(tmp_path: Path, name: str, value: str, said: str) -> None:
+    (tmp_path / "broken.yaml").write_text("keys: [")
+    command = [sys.executable, "-m", "gateway.cli", "serve", "--port", "0", "--upstream", "http://127.0.0.1:9"]
+    kept = {key: text for key, text in os.environ.items() if not key.startswith("TEMPERA_")}
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**kept, "PYTHONPATH": str(ROOT), "TEMPERA_DATA_DIR": str(tmp_path / "data"), name: value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert "hunter-two" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_tokens_are_settled_with_what_the_engine_counted(tmp_path: Path, engine: FakeEngine) -> None:
     key = keys(tmp_path, "new", "team", "--tpm", "10000")
     with gateway(tmp_path, *flags(engine)) as url:
