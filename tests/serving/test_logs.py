@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.serving import logs
 from gateway.settings import Settings
+from tests.contract.targets import gateway, send
+from tests.fakes import FakeEngine
 
 CANARY = "the client wrote this"
 
@@ -80,3 +83,30 @@ def test_the_level_is_the_one_set_else_the_commands(
     for level in ("debug", "info", "warning"):
         logging.getLogger("tempera").log(logging.getLevelNamesMapping()[level.upper()], level)
     assert [line.rpartition(" ")[2] for line in said().splitlines()] == told
+
+
+def test_every_line_of_a_gateway_is_an_object_and_quotes_nobody(tmp_path: Path) -> None:
+    ids = []
+    environment = {"TEMPERA_LOG_FORMAT": "json", "TEMPERA_LOG_LEVEL": "debug"}
+    with FakeEngine.in_thread() as engine, gateway(tmp_path, "--upstream", engine.url, **environment) as url:
+        for fields in ({}, {"stream": True}, {"model": CANARY}, {"temperature": CANARY}):
+            body = json.dumps({"messages": [{"role": "user", "content": CANARY}], **fields}).encode()
+            ids.append(send(url, "POST", "/v1/chat/completions", body, {"x-request-id": "canary"}).exchange)
+    text = (tmp_path / "output.txt").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    told = {line["exchange"]: line for line in lines if line["logger"] == "tempera.exchange"}
+    assert list(told) == ids
+    assert [told[name]["outcome"] for name in ids] == ["ok", "ok", "rejected", "rejected"]
+    assert [told[name]["status"] for name in ids] == [200, 200, 404, 400]
+    assert any(line["message"].startswith("listening on") for line in lines)
+    assert CANARY not in text
+    assert "canary" not in text
+
+
+def test_at_the_usual_level_there_is_no_line_for_a_request(tmp_path: Path) -> None:
+    with FakeEngine.in_thread() as engine, gateway(tmp_path, "--upstream", engine.url) as url:
+        body = json.dumps({"messages": [{"role": "user", "content": CANARY}]}).encode()
+        before = (tmp_path / "output.txt").read_text()
+        assert send(url, "POST", "/v1/chat/completions", body, {}).status == 200
+        assert send(url, "POST", "/v1/chat/completions", b"{", {}).status == 400
+        assert (tmp_path / "output.txt").read_text() == before
