@@ -16,7 +16,7 @@ from tests.fuzz.streams import cut
 
 _T = TypeVar("_T")
 _loop = asyncio.new_event_loop()
-_REST, _LOST = 1, 2  # options: how it ends
+_LOST, _EAGER, _POURED, _SLOW = 2, 4, 8, 16  # options: how it ends, and how it is read
 
 
 class _Transport(asyncio.Transport):
@@ -97,7 +97,7 @@ def _answered(pieces: list[bytes], options: int) -> tuple[Any, bytes, str]:
     connection = Connection("e", Timeouts(), rested.append, lost.append)
     connection.connection_made(transport)
     asked = _Stepped(connection.exchange(b"GET / HTTP/1.1\r\n\r\n", b"x"))
-    taken = _Taken(asked)
+    taken = _Taken(asked, options)
     left = 0
     for piece in pieces:
         if transport.gone:
@@ -109,7 +109,7 @@ def _answered(pieces: list[bytes], options: int) -> tuple[Any, bytes, str]:
         left = len(piece)
         connection.data_received(piece)
         assert sum(map(len, connection.parts)) <= HIGH_WATER + left, "more is held than the high water mark"
-        taken.look(bool(options & 4))
+        taken.look(bool(options & _EAGER))
     taken.look(True)
     complete = taken.reply is not None and taken.reply.complete
     if not transport.gone and not (options & _LOST):
@@ -144,8 +144,9 @@ def _check_rest(connection: Connection, transport: _Transport, rested: list[Conn
 class _Taken:
     """The side that reads: the reply, the body so far, and how it ended."""
 
-    def __init__(self, asked: _Stepped) -> None:
+    def __init__(self, asked: _Stepped, options: int) -> None:
         self.asked, self.body, self.end = asked, b"", ""
+        self.poured, self.slow = bool(options & _POURED), bool(options & _SLOW)
         self.reply: Reply | None = None
         self.reading: _Stepped | None = None
 
@@ -156,7 +157,9 @@ class _Taken:
         if self.asked.error is not None:
             self.end = type(self.asked.error).__name__
             return
-        while self.reply is not None and read and not self.end:
+        if self.poured and self.reply is not None and not self.end:
+            self._pour(self.reply, read)
+        while not self.poured and self.reply is not None and read and not self.end:
             self.reading = self.reading or _Stepped(self.reply.read())
             self.reading.step()
             if not self.reading.done:
@@ -168,6 +171,19 @@ class _Taken:
             else:
                 self.body += self.reading.value
             self.reading = None
+
+    def _pour(self, reply: Reply, ready: bool) -> None:
+        self.reading = self.reading or _Stepped(reply.pour(self._sink))
+        if ready:
+            reply.resume()
+        self.reading.step()
+        if self.reading.done:
+            self.end = "complete" if self.reading.error is None else type(self.reading.error).__name__
+
+    def _sink(self, data: bytes, last: bool) -> bool:
+        assert not self.end, "a piece after the end"
+        self.body += data
+        return not self.slow
 
     def result(self) -> tuple[Any, bytes, str]:
         reply = self.reply
@@ -210,9 +226,9 @@ _ANSWERS: tuple[bytes, ...] = (
 def seeds() -> list[bytes]:
     """Answers good and bad, whole and in pieces, with every way to end."""
     return [
-        bytes((1 + i % 5, 40, 3, 0, i % 8 | repeat << 5)) + answer
+        bytes((1 + i % 5, 40, 3, 0, options)) + answer
         for i, answer in enumerate(_ANSWERS)
-        for repeat in (0, 3)
+        for options in (i % 8, _POURED | i % 8, _POURED | _SLOW | i % 8, i % 32 | 3 << 5)
     ]
 
 

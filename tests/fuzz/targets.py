@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz import bodies, replies, rows, streams
+from tests.fuzz import bodies, replies, requests, rows, streams
 
 FOUND = Path(__file__).parent / "found"  # inputs that were a finding once, by target; the suite replays them
 
@@ -28,6 +28,7 @@ TARGETS = {
     "bodies": Target("request bodies: parse and plan", bodies.check, 2, bodies.seeds, bodies.WORDS, bodies.mutate),
     "streams": Target("event streams: Splitter, Gate, assemble", streams.check, 5, streams.seeds, streams.WORDS),
     "replies": Target("the engine's HTTP: Connection, Reply", replies.check, 5, replies.seeds, replies.WORDS),
+    "requests": Target("a client's HTTP: Protocol, Cycle", requests.check, 5, requests.seeds, requests.WORDS),
     "rows": Target("the log's reading: digest", rows.check, 3, rows.seeds, rows.WORDS),
 }
 
