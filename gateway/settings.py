@@ -35,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     operator_key: str | None = None
     host: str = "127.0.0.1"
     port: Port = 8001
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
     max_body: Size = 16 * 1024 * 1024
     max_reply: Size = 64 * 1024 * 1024
     shutdown_timeout: Seconds = 30.0
@@ -66,6 +67,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "operator_key": "the key for /v1/exchanges and other operator routes",
     "host": "address the gateway binds to",
     "port": "port of the gateway",
+    "workers": "processes that share the port, the limits and the metrics page",
     "max_body": "largest request body, in bytes",
     "max_reply": "largest reply that is not streamed, in bytes",
     "shutdown_timeout": "seconds that open requests get after SIGTERM",

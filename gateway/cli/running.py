@@ -14,12 +14,22 @@ from gateway.cli.options import PRESETS, config_of, settings_of, several
 _SERVING = several(
     click.option("--host", help="Address to bind to  [default: 127.0.0.1]"),
     click.option("--port", type=click.IntRange(0, 65535), help="Port of the gateway  [default: 8001]"),
+    click.option("--workers", type=click.IntRange(1, 64), help="Processes that share the port  [default: 1]"),
     PRESETS,
     click.option("--upstream", metavar="URL", help="The engine; without it the embedded one is started."),
     click.option("--dialect", type=click.Choice(["vllm", "llama.cpp"]), help="How that engine spells its fields."),
     click.option("--model", type=click.Path(path_type=Path), help="A GGUF file for the embedded engine."),
     click.option("--data-dir", type=click.Path(path_type=Path), help="Log, spool and keys  [default: ./data]"),
+    click.option(
+        "--shutdown-timeout",
+        type=click.FloatRange(0, 86400),
+        metavar="SECONDS",
+        help="For requests under way, after SIGTERM  [default: 30]",
+    ),
 )
+
+# The command of one of several workers. -P: a file in the working directory must not stand in for a module.
+_WORKER = (sys.executable, "-P", "-m", "gateway.cli", "worker")
 
 
 def _degenerate(text: str) -> bool:
@@ -39,7 +49,8 @@ def serve(model: Path | None, **flags: Any) -> None:
 
     settings = settings_of(**flags)
     logs.set_up(settings)
-    sys.exit(serve(Start(settings, config_of(settings)[1], model, degenerate=_degenerate)))
+    start = Start(settings, config_of(settings)[1], model, degenerate=_degenerate, worker=_WORKER)
+    sys.exit(serve(start))
 
 
 @click.command()
@@ -52,8 +63,17 @@ def up(model: Path | None, no_chat: bool, **flags: Any) -> None:
 
     settings = settings_of(**flags)
     logs.set_up(settings, otherwise="warning")
-    start = Start(settings, config_of(settings)[1], model, welcome=True, chat=not no_chat, degenerate=_degenerate)
-    sys.exit(serve(start))
+    config = config_of(settings)[1]
+    sys.exit(serve(Start(settings, config, model, True, not no_chat, _degenerate, _WORKER)))
+
+
+@click.command(hidden=True)
+@click.argument("descriptor", type=int)
+def worker(descriptor: int) -> None:
+    """One of several workers. `serve --workers N` starts it; it is of no use by hand."""
+    from gateway.serving.worker import work
+
+    sys.exit(work(descriptor, _degenerate))
 
 
 @click.command()
@@ -95,4 +115,4 @@ def presets(presets: Path | None) -> None:
     click.echo(f"\n{path}, revision {config.revision}; the default preset is marked with *.")
 
 
-COMMANDS = (up, serve, check, presets)
+COMMANDS = (up, serve, worker, check, presets)

@@ -125,6 +125,10 @@ class Draining(GatewayError):
     type = "server_error"
     code = "shutting_down"
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after=1)
+        self.told = ((b"connection", b"close"),)
+
 
 class Internal(GatewayError):
     type = "server_error"

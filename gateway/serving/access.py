@@ -64,6 +64,10 @@ class Access:
         """Whether anybody may come in. Once there was a key, revoking the last one opens nothing."""
         return self._open
 
+    def close(self) -> None:
+        """Let nobody in without a key from now on, as where there was one before."""
+        self._open = False
+
     def admit(self, key: bytes | None) -> Caller:
         """The caller behind a key. Raises Unauthorized, with one message for a wrong key and a missing one."""
         if self._open:

@@ -5,7 +5,7 @@ Knows the public shape of models and presets. Reads the State, changes nothing i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -18,21 +18,22 @@ from gateway.policy.presets import Preset
 from gateway.protocol.errors import GatewayError, Internal, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.serving import openapi
 from gateway.serving.access import key_of
-from gateway.serving.metrics import CONTENT_TYPE, Metrics
+from gateway.serving.metrics import CONTENT_TYPE
 from gateway.serving.records import create_records
 from gateway.serving.state import State
 
 VERSION = "0.1.0"
+Page = Callable[[], Awaitable[bytes]]
 
 
-def create_api(state: State, metrics: Metrics, lifespan: Any) -> FastAPI:
-    """The FastAPI application behind the data path."""
+def create_api(state: State, page: Page, lifespan: Any) -> FastAPI:
+    """The FastAPI application behind the data path. `page` gives the metrics."""
     api = FastAPI(title="Tempera", version=VERSION, lifespan=lifespan, redoc_url=None)
     key_needed = [Depends(_needs_key(state))]
     api.include_router(_models(state), dependencies=key_needed)
     api.include_router(_presets(state), dependencies=key_needed)
     api.include_router(create_records(state))
-    api.include_router(_health(state, metrics))
+    api.include_router(_health(state, page))
     api.add_exception_handler(GatewayError, _gateway_error)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(RequestValidationError, _bad_request)
@@ -144,7 +145,7 @@ def describe_rules(rules: Mapping[str, Rule]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def _health(state: State, metrics: Metrics) -> APIRouter:
+def _health(state: State, page: Page) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
     @router.get("/healthz")
@@ -176,7 +177,7 @@ def _health(state: State, metrics: Metrics) -> APIRouter:
     @router.get("/metrics")
     async def show_metrics() -> Response:
         """Prometheus metrics."""
-        return Response(metrics.page(), media_type=CONTENT_TYPE)
+        return Response(await page(), media_type=CONTENT_TYPE)
 
     return router
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from gateway.log.allocation import Learner
+from gateway.log.writer import Log
 from gateway.policy.choice import Engine, Facts
 from gateway.policy.config import Config, Upstream, load
 from gateway.protocol.dialects import DIALECTS
@@ -22,6 +25,7 @@ from gateway.serving.access import Access, is_loopback
 from gateway.serving.api import create_api
 from gateway.serving.client import Message, Receive, Scope, Send, client_of
 from gateway.serving.ids import exchange_id, request_id
+from gateway.serving.ledger import Ledger
 from gateway.serving.limits import Limiter
 from gateway.serving.metrics import Metrics
 from gateway.serving.models import Models
@@ -72,11 +76,15 @@ def _with_ids(scope: Scope, send: Send) -> Send:
     return tell
 
 
-def read_config(path: Path) -> Config:
-    """The Config of a presets file; prompts are read from beside it. Raises OSError or BadConfig."""
+def read_config(path: Path, note: Callable[[str], object] = bool) -> Config:
+    """The Config of a presets file; prompts are read from beside it. Raises OSError or BadConfig.
+
+    `note` is called with the name of every prompt that is looked for.
+    """
     folder = path.resolve().parent
 
     def read_prompt(name: str) -> str:
+        note(name)
         target = (folder / name).resolve()
         if not target.is_relative_to(folder):
             raise ValueError("a prompt must lie beside the presets file or below it")
@@ -114,10 +122,10 @@ def _pool(settings: Settings, name: str, upstream: Upstream) -> Pool:
     return pool
 
 
-def open_access(settings: Settings) -> Access:
+def open_access(settings: Settings, here: Ledger | None = None) -> Access:
     """Who may come in, and how many. Raises ValueError for an address beyond this machine without any key."""
     access = Access(keys_path(settings), settings.api_key, settings.operator_key)
-    access.limiter = Limiter(settings.limits_url, settings.limits_lease)
+    access.limiter = Limiter(settings.limits_url, settings.limits_lease, here=here)
     if settings.max_in_flight:
         access.gate = Gate(settings.max_in_flight, settings.max_queued, settings.max_queue_wait)
     if access.open and not is_loopback(settings.host):
@@ -133,8 +141,34 @@ def keys_path(settings: Settings) -> Path:
     return settings.keys or settings.data_dir / "keys.yaml"
 
 
-def create_app(settings: Settings, config: Config, degenerate: Callable[[str], bool] | None = None) -> Front:
-    """The whole gateway as one ASGI application.
+class Shared(msgspec.Struct, frozen=True):
+    """What one of several workers has to do with the others: `page` is the metrics page of all, `adopted` is told of
+    presets that came into force here, `ledger` counts for the limits of all.
+    """
+
+    page: Callable[[CollectorRegistry], Awaitable[bytes]]
+    adopted: Callable[[Config], None]
+    ledger: Ledger
+
+
+async def _page(metrics: Metrics, shared: Shared | None) -> bytes:
+    return metrics.page() if shared is None else await shared.page(metrics.registry)
+
+
+def _adopt(log: Log, shared: Shared | None, config: Config) -> None:
+    """What is to be done about presets that have just come into force."""
+    keeping.snapshot(log, config)
+    if shared is not None:
+        shared.adopted(config)
+
+
+def create_app(
+    settings: Settings,
+    config: Config,
+    degenerate: Callable[[str], bool] | None = None,
+    shared: Shared | None = None,
+) -> Front:
+    """The whole gateway as one ASGI application. `shared` is None for one that is alone.
 
     Raises ValueError when there is no upstream or its URL cannot be used.
     """
@@ -149,7 +183,7 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
         state.facts = msgspec.structs.replace(state.facts, engines=found)
 
     models = Models(pools, facts.engines, publish)
-    access = open_access(settings)
+    access = open_access(settings, None if shared is None else shared.ledger)
     hidden = [key for up in engines.values() if (key := secret_of(up.api_key_env))]
     hidden += [key for key in (settings.operator_key, settings.upstream_api_key, settings.api_key) if key]
     log = keeping.open_log(settings, hidden)
@@ -160,8 +194,8 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        reload = Reload(state, presets_path(settings), read_config, metrics)
-        tasks = (models.watch(), reload.watch(), access.limiter.watch(), keeping.learn(state, learner))
+        reload = Reload(state, presets_path(settings), read_config, partial(_adopt, log, shared))
+        tasks = (models.watch(), reload.watch(metrics), access.limiter.watch(), keeping.learn(state, learner))
         watching = [asyncio.create_task(task) for task in tasks]
         keeping.snapshot(log, config)
         try:
@@ -172,4 +206,4 @@ def create_app(settings: Settings, config: Config, degenerate: Callable[[str], b
             await asyncio.gather(access.limiter.close(), *(pool.close() for pool in pools.values()))
             await asyncio.to_thread(log.close)
 
-    return Front(state, metrics, create_api(state, metrics, lifespan))
+    return Front(state, metrics, create_api(state, partial(_page, metrics, shared), lifespan))

@@ -31,13 +31,21 @@ _log = logging.getLogger("tempera.limits")
 
 
 class Limiter:
-    """Counts for all keys of this process. `url` of a store that replicas share; `lease` in seconds.
+    """Counts for all keys of this process, or of all workers that share `here`. `url` of a store that replicas share;
+    `lease` in seconds.
 
     Raises ValueError for a URL that cannot be used.
     """
 
-    def __init__(self, url: str | None = None, lease: float = 60.0, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        lease: float = 60.0,
+        clock: Callable[[], float] = time.time,
+        here: Ledger | None = None,
+    ) -> None:
         self._own = OwnLedger()
+        self._here: Ledger = self._own if here is None else here
         self._shared = None if url is None else SharedLedger(url, lease, _TIMEOUT)
         self._faults = () if self._shared is None else self._shared.faults
         self._lease, self.clock = lease, clock
@@ -59,8 +67,8 @@ class Limiter:
                 shared.end(stay.want)  # it may have been taken all the same
                 self._suspect(error)
         self.alone += shared is not None
-        stay.ledger = self._own
-        return await self._own.take(stay.want)
+        stay.ledger = self._here
+        return await self._here.take(stay.want)
 
     def leave(self, stay: Stay, more: int) -> None:
         """A request that took something is over; `more` tokens than it took were used."""

@@ -1,13 +1,15 @@
-"""Reading presets.yaml again when it, or a prompt it names, changes, and on SIGHUP.
+"""Reading presets.yaml again when it, or a prompt it names, changes, and on SIGHUP; the keys file too.
 
 A good file replaces the config in one assignment; requests under way keep the one they began with. A broken file
-changes nothing and is said in the log, in a metric and in /readyz. Looks at the files' times once a second, because
-that works on every file system and in every container; knows nothing about what is in them.
+changes nothing and is said in the log, in a metric and in /readyz. Looks at the files' times twice a second, because
+that works on every file system and in every container, and reads a file only once it has kept still for one look, so
+that a file half written is left alone. Knows nothing about what is in them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Callable
@@ -15,73 +17,82 @@ from pathlib import Path
 from typing import Final
 
 from gateway.policy.config import BadConfig, Config
-from gateway.serving.keeping import snapshot
 from gateway.serving.metrics import Metrics
 from gateway.serving.state import State
 
-INTERVAL: Final = 1.0  # seconds
+INTERVAL: Final = 0.5  # seconds
+Note = Callable[[str], object]
 _log = logging.getLogger("tempera.reload")
-Stamp = tuple[tuple[int, int] | None, ...]
+Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class Reload:
-    """Watches one presets file for one State. `read` makes a Config of the path or raises OSError or BadConfig."""
+    """Watches one presets file for one State.
 
-    def __init__(self, state: State, path: Path, read: Callable[[Path], Config], metrics: Metrics) -> None:
-        self._state, self._path, self._read, self._metrics = state, path, read, metrics
-        self._seen = self._stamp()
+    `read(path, note)` makes a Config of the path or raises OSError or BadConfig; it calls `note` with the name of every
+    prompt it looks for. `adopted` is told of every new Config.
+    """
+
+    def __init__(
+        self, state: State, path: Path, read: Callable[[Path, Note], Config], adopted: Callable[[Config], None]
+    ) -> None:
+        self._state, self._path, self._read, self._adopted = state, path, read, adopted
+        self._named = set(state.config.prompts)  # prompts of the last reading, those that are missing included
+        self._seen: Stamp = ()  # so that the first look reads: the file may have changed while the engine was started
         self._asked = asyncio.Event()
 
-    async def watch(self) -> None:
+    async def watch(self, metrics: Metrics) -> None:
         """Runs for as long as the gateway does."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._asked.set)
+        last = self._seen
         try:
             while True:
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(INTERVAL):
                         await self._asked.wait()
-                except TimeoutError:
-                    pass
                 self._state.access.refresh()
-                stamp = await asyncio.to_thread(self._stamp)
-                if self._asked.is_set() or stamp != self._seen:
+                stamp, asked = await asyncio.to_thread(self._stamp), self._asked.is_set()
+                if asked or (stamp != self._seen and stamp == last):
                     self._asked.clear()
-                    self._seen = stamp
-                    await self.now()
+                    await self._now(metrics, counted=asked or bool(self._seen))
+                last = stamp
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
 
-    async def now(self) -> bool:
-        """Read the file; whether its config is in force."""
-        state = self._state
+    async def _now(self, metrics: Metrics, counted: bool) -> None:
+        """Read the file. `counted`: somebody asked, or it changed."""
+        state, named = self._state, set[str]()
+        self._seen = await asyncio.to_thread(self._stamp)
         try:
-            config = await asyncio.to_thread(self._read, self._path)
+            config = await asyncio.to_thread(self._read, self._path, named.add)
             if config.upstreams != state.config.upstreams:
                 raise OSError("the upstreams changed, which needs a restart")
         except (BadConfig, OSError, UnicodeDecodeError) as error:
             state.trouble = f"revision {state.config.revision} stays in force; {self._path} was refused: {error}"
-            self._metrics.reloads.labels("refused").inc()
+            metrics.reloads.labels("refused").inc()
             _log.error("%s", state.trouble)
-            return False
-        changed = config.revision != state.config.revision
-        state.config, state.trouble = config, None
-        self._seen = self._stamp()
-        self._metrics.reloads.labels("ok").inc()
-        if changed:
-            snapshot(state.log, config)
-            _log.info("presets revision %s is in force", config.revision)
-        return True
+        else:
+            changed = config.revision != state.config.revision
+            state.config, state.trouble = config, None
+            if counted or changed:
+                metrics.reloads.labels("ok").inc()
+            if changed:
+                self._adopted(config)
+                _log.info("presets revision %s is in force", config.revision)
+        if named != self._named:
+            self._named = named
+            self._seen = (*self._seen[:1], *(await asyncio.to_thread(self._stamp))[1:])
 
     def _stamp(self) -> Stamp:
-        """Time and size of every file the config was made from; None for one that is missing."""
+        """What tells a file from its next version, for each that the config is made from; None for a missing one."""
         folder = self._path.resolve().parent
-        return tuple(_look(path) for path in (self._path, *(folder / name for name in self._state.config.prompts)))
+        return tuple(_look(path) for path in (self._path, *(folder / name for name in sorted(self._named))))
 
 
-def _look(path: Path) -> tuple[int, int] | None:
+def _look(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no name of a file, which the reading said already
         return None
-    return found.st_mtime_ns, found.st_size
+    return found.st_mtime_ns, found.st_size, found.st_ino

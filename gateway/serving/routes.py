@@ -145,7 +145,7 @@ async def _with_models(turn: Turn, decide: Callable[[Facts], _Decision]) -> _Dec
 async def _admit(turn: Turn, size: int) -> None:
     """Who is it, and may it come in now? `size` is the body's, in bytes. Waits only where a limit is in the way."""
     if turn.state.draining:
-        raise Draining("The gateway is shutting down; try again.", retry_after=1)
+        raise Draining("The gateway is shutting down; try again.")
     access = turn.state.access
     key = turn.headers.get(b"authorization", b"").removeprefix(b"Bearer ") or turn.headers.get(b"x-api-key")
     turn.caller = caller = access.admit(key)

@@ -1,7 +1,8 @@
-"""One process's life: settings and presets, the embedded engine if there is no other, the server, and the end of both.
+"""The gateway's life: settings and presets, the embedded engine if there is no other, one server or several workers,
+and the end of all of them.
 
-Knows what to tell the person at the terminal. The order matters: the engine is up before the gateway says so, and
-stops after it.
+Knows what to tell the person at the terminal. The order matters: the port is ours before anything is started, the
+engine is up before the gateway says so, and stops after it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -20,14 +22,19 @@ from gateway.policy.config import Config
 from gateway.serving import chat
 from gateway.serving.app import create_app
 from gateway.serving.engine import EmbeddedEngine, EngineError
-from gateway.serving.server import make_server
+from gateway.serving.server import bind, make_server
+from gateway.serving.workers import Crew
 from gateway.settings import Settings
 
+Welcome = Callable[[], Awaitable[None]]
 _log = logging.getLogger("tempera")
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What is to run. `welcome` prints what runs where and what to try; `chat` starts the chat beside the gateway."""
+    """What is to run. `welcome` prints what runs where and what to try; `chat` starts the chat beside the gateway.
+
+    `worker` is the command of one of several workers; a file descriptor is added to it.
+    """
 
     settings: Settings
     config: Config
@@ -35,32 +42,46 @@ class Start(msgspec.Struct, frozen=True):
     welcome: bool = False
     chat: bool = False
     degenerate: Callable[[str], bool] | None = None
+    worker: tuple[str, ...] = ()
 
 
 def serve(start: Start) -> int:
     """Run until a signal; the exit code. 1 for what stops a start (said on stderr), 0 for an orderly end."""
     try:
+        sockets = bind(start.settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(start))
+            return runner.run(_serve(start, sockets))
     except (EngineError, ValueError) as error:
         print(f"tempera: {error}", file=sys.stderr)
         return 1
 
 
-async def _serve(start: Start) -> int:
+async def _serve(start: Start, sockets: list[socket.socket]) -> int:
     async with _engine(start) as settings, contextlib.AsyncExitStack() as beside:
-        front = create_app(settings, start.config, start.degenerate)
-        address = f"http://{settings.host}:{settings.port}"
-        listening = asyncio.Event()
-        server = make_server(front, settings, listening.set)
-        serving = asyncio.create_task(server.serve())
-        waiting = asyncio.create_task(listening.wait())
-        await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if listening.is_set():
-            await _welcome(start, settings, address, beside)
-        await serving
-        return 0 if server.started else 1
+        port = sockets[0].getsockname()[1]
+
+        async def welcome() -> None:
+            await _welcome(start, settings, f"http://{settings.host}:{port}", beside)
+
+        if settings.workers > 1:
+            level = settings.log_level or ("warning" if start.welcome else "info")
+            theirs = msgspec.structs.replace(settings, log_level=level)
+            return await Crew(start.worker, theirs, start.config, sockets).run(welcome)
+        return await _alone(start, settings, sockets, welcome)
+
+
+async def _alone(start: Start, settings: Settings, sockets: list[socket.socket], welcome: Welcome) -> int:
+    """This process is the gateway."""
+    listening = asyncio.Event()
+    server = make_server(create_app(settings, start.config, start.degenerate), listening.set)
+    serving = asyncio.create_task(server.serve(sockets))
+    waiting = asyncio.create_task(listening.wait())
+    await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if listening.is_set():
+        await welcome()
+    await serving
+    return 0 if server.started else 1
 
 
 async def _welcome(start: Start, settings: Settings, address: str, beside: contextlib.AsyncExitStack) -> None:

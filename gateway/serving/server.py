@@ -1,6 +1,9 @@
-"""Running the gateway: uvicorn with uvloop and httptools, tuned for many small writes.
+"""Running the gateway: uvicorn with uvloop and httptools, tuned for many small writes, and how it ends.
 
-Knows sockets, signals and the garbage collector; nothing about requests.
+From SIGTERM on nothing new is taken: /readyz says so, and whoever asks for a generation gets a 503 and the end of the
+connection, but an answer: the sockets listen until the last reply under way is complete, or the time for it is up. Then
+what is left is told so, in the middle of its stream, and the log is written. Knows sockets, signals and the garbage
+collector; nothing about requests.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ import contextlib
 import functools
 import gc
 import logging
-import math
 import signal
 import socket
 import sys
@@ -20,10 +22,15 @@ from typing import Final, cast
 
 import uvicorn
 
+from gateway.serving.accepting import Acceptor
 from gateway.serving.app import Front
 from gateway.serving.wire import Deadlines, Protocol
 from gateway.settings import Settings
 
+BACKLOG: Final = 2048
+_LAST_WORDS: Final = 2.0  # seconds for replies that were cut short to reach their clients
+_LINGER: Final = 0.1  # seconds from the last connection to the end of all
+_LOOK: Final = 0.05  # seconds between two looks whether somebody is in a hurry
 _SWITCH_INTERVAL: Final = 0.001  # seconds that the log's threads may keep the interpreter while a token waits
 _GC_THRESHOLD: Final = 50_000  # the objects of a request die by reference count: young collections find nothing
 
@@ -31,12 +38,19 @@ _GC_THRESHOLD: Final = 50_000  # the objects of a request die by reference count
 class Server(uvicorn.Server):
     """Says when it is listening, and flips readiness as soon as it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, front: Front, started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, front: Front, started: Callable[[], None], acceptor: Acceptor | None = None
+    ) -> None:
+        """`acceptor` takes the connections in the place of the event loop's own way."""
         super().__init__(config)
-        self._front, self._listening = front, started
+        self._front, self._listening, self._acceptor = front, started, acceptor
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if self._acceptor is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            self._acceptor.start(sockets or [], self._protocol, lambda: len(self.server_state.connections), BACKLOG)
         if self.started:
             gc.collect()
             gc.freeze()
@@ -44,12 +58,18 @@ class Server(uvicorn.Server):
             sys.setswitchinterval(_SWITCH_INTERVAL)
             self._listening()
 
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's own tick, ten times a second; every fifth looks at the deadlines of all connections."""
         if counter % 5 == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 cast(Protocol, connection).check(now)
+        if self._acceptor is not None:
+            self._acceptor.show()
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
@@ -58,27 +78,65 @@ class Server(uvicorn.Server):
         end the process before anything after it has run.
         """
         loop = asyncio.get_running_loop()
-        stops = (signal.SIGINT, signal.SIGTERM)
-        for number in stops:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in stops:
-                loop.remove_signal_handler(number)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)  # and stays: a second one must not kill
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal stops in order, a second SIGINT at once."""
         self._front.state.draining = True
         super().handle_exit(sig, frame)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
+        if self._acceptor is not None:
+            self._acceptor.stop()
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LINGER)  # whoever was accepted in the last moment has an answer too
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves it out then; the log is written all the same
+            await self.lifespan.shutdown()
 
-def make_server(front: Front, settings: Settings, started: Callable[[], None]) -> Server:
-    """A server that is not running yet; `await server.serve()` runs it until a signal."""
+    async def _drain(self) -> None:
+        """Wait for what is under way now; what comes later is refused at once, so it needs no waiting for."""
+        under_way = set(self.server_state.tasks)
+        end = asyncio.get_running_loop().time() + self._front.state.settings.shutdown_timeout
+        while under_way and not self.force_exit and (left := end - asyncio.get_running_loop().time()) > 0:
+            _, under_way = await asyncio.wait(under_way, timeout=min(left, _LOOK))
+        if under_way:
+            logging.getLogger("tempera").warning("%d requests were cut short by the shutdown", len(under_way))
+            await asyncio.gather(*(pool.close() for pool in self._front.state.pools.values()))
+            await asyncio.wait(under_way, timeout=_LAST_WORDS)
+
+
+def bind(settings: Settings) -> list[socket.socket]:
+    """Sockets bound to every address of the host, not listening yet. Raises ValueError when one is taken."""
+    bound: list[socket.socket] = []
+    port = settings.port
+    try:
+        infos = socket.getaddrinfo(settings.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(infos):
+            sock = socket.socket(family, kind, protocol)
+            bound.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((address[0], port, *address[2:]))
+            port = sock.getsockname()[1]  # of a free port that was asked for, the same on every address
+    except OSError as error:
+        for sock in bound:
+            sock.close()
+        raise ValueError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    return bound
+
+
+def make_server(front: Front, started: Callable[[], None], acceptor: Acceptor | None = None) -> Server:
+    """A server that is not running yet; `await server.serve(sockets)` runs it until a signal."""
+    settings = front.state.settings
     deadlines = Deadlines(read=settings.read_timeout, write=settings.write_timeout)
     config = uvicorn.Config(
         front,
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         http=functools.partial(Protocol, deadlines=deadlines),  # type: ignore[arg-type]
         ws="none",
@@ -88,7 +146,8 @@ def make_server(front: Front, settings: Settings, started: Callable[[], None]) -
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout),
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=2,  # for the last bytes of replies that are complete; the waiting was done before
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    return Server(config, front, started)
+    return Server(config, front, started, acceptor)

@@ -1,0 +1,136 @@
+"""What keys have used, in memory that several processes share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from gateway.serving.ledger import Ask, Want
+from gateway.serving.shared_limits import CommonLedger, Table, create, end_leases
+from tests.contract.targets import ROOT
+
+AT = 1_000_000 * 60.0  # the beginning of a minute
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table(create())
+
+
+def want(request: str = "a", at: float = AT, name: str = "k", **limits: Any) -> Want:
+    concurrency = limits.pop("concurrency", None)
+    return Want(name, request, at, concurrency, [Ask(kind, cost, limit) for kind, (cost, limit) in limits.items()])
+
+
+async def test_two_workers_hold_one_limit(table: Table) -> None:
+    one, two = CommonLedger(table, 1, 2), CommonLedger(table, 2, 2)
+    assert [(await ledger.take(want(rpm=(1, 4)))).taken for ledger in (one, two, one, two, one, two)] == [True] * 4 + [
+        False
+    ] * 2
+    assert (await one.take(want(name="other", rpm=(1, 4)))).counts == [(0, 0)]
+    later = await two.take(want(at=AT + 60 + 30, rpm=(1, 4)))  # half of the last minute counts
+    assert (later.taken, later.counts) == (True, [(4, 0)])
+    assert (await two.take(want(at=AT + 240, rpm=(4, 4)))).counts == [(0, 0)]
+
+
+async def test_all_or_nothing_and_tokens_are_settled(table: Table) -> None:
+    ledger = CommonLedger(table, 1, 1)
+    first = want(concurrency=5, rpm=(1, 10), tpm=(100, 150))
+    assert (await ledger.take(first)).taken
+    refused = await ledger.take(want("b", concurrency=5, rpm=(1, 10), tpm=(100, 150)))
+    assert (refused.taken, refused.room, refused.counts) == (False, True, [(0, 1), (0, 100)])
+    await ledger.settle(first, -80, AT + 1)
+    second = await ledger.take(want("b", concurrency=5, rpm=(1, 10), tpm=(100, 150)))
+    assert (second.taken, second.counts) == (True, [(0, 1), (0, 20)])
+    await ledger.settle(first, 500, AT + 61)  # what was used beyond it counts when it is known
+    assert (await ledger.take(want(at=AT + 61, tpm=(1, 150)))).counts == [(120, 500)]
+    await ledger.settle(first, -10_000, AT + 1)
+    assert (await ledger.take(want(tpm=(1, 150)))).counts == [(0, 0)]
+
+
+async def test_requests_in_flight_count_together_and_end_with_their_worker(table: Table) -> None:
+    one, two = CommonLedger(table, 1, 2), CommonLedger(table, 2, 2)
+
+    async def take(ledger: CommonLedger, request: str, name: str = "k", limit: int = 3) -> bool:
+        found = await ledger.take(want(request, name=name, concurrency=limit))
+        assert found.room is found.taken
+        return found.taken
+
+    assert [await take(one, "a"), await take(two, "b"), await take(two, "c"), await take(one, "d")] == [True] * 3 + [
+        False
+    ]
+    one.end(want("d"))  # never taken
+    one.end(want("b"))  # another's
+    assert not await take(one, "d")
+    assert await take(one, "d", "other", 1)
+    two.end(want("b"))
+    assert await take(one, "d")
+    end_leases(table, 1)  # it held two of the three
+    fresh = CommonLedger(table, 1, 2)
+    assert [await take(fresh, str(n)) for n in range(3)] == [True, True, False]
+    assert await take(fresh, "e", "other", 1)
+
+
+def test_many_names_keep_their_own_numbers_and_rows_are_used_again(table: Table) -> None:
+    for round_ in range(3):
+        now = AT + 200 * round_
+        for n in range(20_000):
+            table.put(f"{round_}/{n}", n + 1, now + 180, now)
+        assert [table.value(f"{round_}/{n}", now) for n in range(20_000)] == list(range(1, 20_001))
+        assert table.value(f"{round_}/7", now + 180) == 0
+
+
+def test_a_full_table_forgets_and_goes_on(table: Table) -> None:
+    for n in range(150_000):
+        table.put(str(n), 7, AT + 180 + n, AT)
+        assert table.value(str(n), AT) == 7
+
+
+CHILD = """
+import asyncio, sys
+from gateway.serving.ledger import Ask, Want
+from gateway.serving.shared_limits import CommonLedger, Table
+ledger = CommonLedger(Table(int(sys.argv[1])), int(sys.argv[2]), 4)
+async def main():
+    print("go", flush=True)
+    while True:
+        for n in range(1000):
+            want = Want("k", str(n), 60e6, 4, [Ask("rpm", 1, 10**9)])
+            assert (await ledger.take(want)).taken
+            ledger.end(want)
+        print(1000, flush=True)
+asyncio.run(main())
+"""
+
+
+async def test_nothing_is_lost_between_processes_and_a_kill_leaves_no_lock(table: Table) -> None:
+    descriptor = os.dup(table._descriptor)
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(descriptor), str(n)],
+            cwd=ROOT,
+            pass_fds=(descriptor,),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in (1, 2, 3)
+    ]
+    ledger, counted = CommonLedger(table, 4, 4), 0
+    for child in children:
+        assert child.stdout is not None
+        lines = await asyncio.to_thread(lambda out=child.stdout: [out.readline() for _ in range(4)])  # type: ignore[misc]
+        assert lines[0] == "go\n"
+        child.send_signal(signal.SIGKILL)  # in the middle of something
+        child.wait()
+        counted += 1000 * sum(line == "1000\n" for line in [*lines, *child.stdout])
+        child.stdout.close()
+    os.close(descriptor)
+    assert counted >= 9000
+    [(_, found)] = (await ledger.take(want(rpm=(1, 10**9)))).counts
+    assert counted <= found <= counted + 3000  # what they did since they last said so
