@@ -23,11 +23,11 @@ SERVERS = {"gateway-1": 8001, "gateway-2": 8001, "chat-1": 8002, "chat-2": 8002}
 
 
 class Server(ThreadingHTTPServer):
-    """Says its name; streams one event, and the next when `go_on` is set."""
+    """Says its name; streams one event, and the next when `go_on` is set; knows when a client that waits has `left`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.name, self.ready, self.go_on = name, True, threading.Event()
+        self.name, self.ready, self.go_on, self.left = name, True, threading.Event(), threading.Event()
         self.daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
@@ -40,6 +40,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         health = self.path == "/readyz"
+        if self.path == "/wait":
+            if self.connection.recv(1) == b"":
+                self.server.left.set()
+            return
         if self.path != "/stream":
             said = self.server.name.encode()
             self.send_response(200 if self.server.ready or not health else 503)
@@ -152,6 +156,14 @@ def test_events_pass_one_by_one(balanced: Balanced) -> None:
         server.go_on.set()
     assert reply.read() == b"last"
     connection.close()
+
+
+def test_a_client_that_leaves_while_it_waits_is_told_to_the_gateway(balanced: Balanced) -> None:
+    connection = http.client.HTTPConnection(balanced.gateway.removeprefix("http://"), timeout=20)
+    connection.request("GET", "/wait")
+    time.sleep(0.2)  # it has reached a gateway, or will be told all the same
+    connection.close()
+    wait(lambda: any(server.left.is_set() for server in balanced.servers.values()))
 
 
 def test_a_visitor_stays_with_a_chat_until_it_dies(balanced: Balanced) -> None:
