@@ -16,10 +16,12 @@ from gateway.log.exchange import RawExchange
 from gateway.log.reading import MESSAGE_LIMIT, cut, read_messages, read_reply
 from gateway.log.row import COLUMNS, JSON_COLUMNS, Row
 from gateway.policy.experiments import bucket
+from gateway.policy.params import Effective
 
 Redact = Callable[[str], str]
 
 REDACTED: Final = "[redacted]"
+_REMEMBERED: Final = 512
 _NAME: Final = 128  # characters kept of what an engine or a client calls something: such columns are indexed
 _encoder = msgspec.json.Encoder()
 
@@ -47,6 +49,7 @@ def digest(exchange: RawExchange, redact: Redact | None = None, limit: int = MES
         text, short = cut(reply.text, limit) if reply.texts else (None, False)
         truncated = truncated or short or exchange.cut
     assignment = plan.assignment if plan else None
+    asked, effective, adjustments = _parameters(plan.effective) if plan else (None, None, None)
     row = Row(
         id=exchange.id,
         response_id=_name(reply.response_id),
@@ -58,9 +61,9 @@ def digest(exchange: RawExchange, redact: Redact | None = None, limit: int = MES
         variant=assignment.variant if assignment else None,
         unit=assignment.unit if assignment else None,
         unit_kind=assignment.unit_kind if assignment else None,
-        asked=_json(plan.effective.asked) if plan else None,
-        effective=_json(plan.effective.values) if plan else None,
-        adjustments=_json(plan.effective.adjustments) if plan else None,
+        asked=asked,
+        effective=effective,
+        adjustments=adjustments,
         messages=messages,
         text=text,
         finish_reason=_name(reply.finish_reason),
@@ -111,6 +114,22 @@ def redactor(secrets: Iterable[str], pattern: str | None = None, mark: str = "")
 
 def _name(text: str | None) -> str | None:
     return text[:_NAME] if text else text
+
+
+_written: dict[int, tuple[Effective, tuple[str, str, str]]] = {}
+
+
+def _parameters(effective: Effective) -> tuple[str, str, str]:
+    """What was asked, used and changed, as JSON. Plans share their parameters, so that most were written before; held
+    with the texts, an object keeps its identity.
+    """
+    found = _written.get(id(effective))
+    if found is None:
+        if len(_written) >= _REMEMBERED:
+            _written.clear()
+        texts = (_json(effective.asked), _json(effective.values), _json(effective.adjustments))
+        found = _written[id(effective)] = (effective, texts)
+    return found[1]
 
 
 def _json(value: Any) -> str:

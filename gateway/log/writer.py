@@ -47,10 +47,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: float = 0.0  # 0: rows are kept for ever
 
 
-class Log:
-    """The log of one process; `engine` is for queries. `offer` is for one thread, the event loop's."""
+OnRow = Callable[[Row, RawExchange], None]
 
-    def __init__(self, options: Options, redact: Redact | None = None) -> None:
+
+class Log:
+    """The log of one process; `engine` is for queries. `offer` is for one thread, the event loop's.
+
+    `on_row` is called on the writer thread with every row and the exchange it is of, whose bytes may be gone by then.
+    """
+
+    def __init__(self, options: Options, redact: Redact | None = None, on_row: OnRow | None = None) -> None:
         self.engine = store.connect(options.database_url or store.default_url(options.data_dir))
         options.data_dir.mkdir(parents=True, exist_ok=True)
         if options.database_url is None:  # what people wrote is not for everybody on this machine
@@ -66,8 +72,8 @@ class Log:
         if options.retention_days:
             self._loader.chores.append(retention.chore(self.engine, options.retention_days))
         self._options = options
-        self._redact = redact
-        self._queue: SimpleQueue[tuple[int, RawExchange | Item] | None] = SimpleQueue()
+        self._redact, self._on_row = redact, on_row
+        self._queue: SimpleQueue[tuple[int, RawExchange | Item, RawExchange | None] | None] = SimpleQueue()
         self._wake = threading.Event()  # set when somebody waits for the end of the queue
         self._closed = False
         # Changed by the offering thread only:
@@ -111,7 +117,8 @@ class Log:
                 self._put(size, exchange)
             else:  # the writer is behind: reading it here costs this thread some 0.1 ms and saves most of the memory
                 row = digest(exchange, self._redact, self._options.message_limit)
-                self._put(_weight(row), row)
+                exchange.request, exchange.reply = b"", []
+                self._put(_weight(row), row, exchange)
 
     def snapshot(self, revision: str, yaml: str) -> None:
         """Keeps the presets and prompts of a revision, so that its rows can be traced to them. As `offer`."""
@@ -123,13 +130,13 @@ class Log:
         """Bytes in the queue."""
         return self._bytes_in - self._bytes_out
 
-    def _put(self, size: int, item: RawExchange | Item) -> None:
+    def _put(self, size: int, item: RawExchange | Item, read: RawExchange | None = None) -> None:
         if self._closed or self.queued + size > self._options.queue_limit:
             self._refused["closed" if self._closed else "queue_full"] += 1
             return
         self._bytes_in += size
         self._put_in += 1
-        self._queue.put((size, item))
+        self._queue.put((size, item, read))
 
     def _turn(self) -> bool:
         """Gathers a batch, hands it over, and spools what the loader could not write in time. False at the end."""
@@ -169,17 +176,20 @@ class Log:
         self._full = not self._queue.empty()
         return True
 
-    def _take(self, size: int, offered: RawExchange | Item) -> None:
+    def _take(self, size: int, offered: RawExchange | Item, read: RawExchange | None) -> None:
         self._bytes_out += size
         self._taken += 1
         self._reading = True
+        item: Item
         if isinstance(offered, RawExchange):
-            item: Item = digest(offered, self._redact, self._options.message_limit)
+            read, item = offered, digest(offered, self._redact, self._options.message_limit)
         else:
             item = offered
         self._reading = False
         self._items.append(item)
         self._size += _weight(item)
+        if self._on_row is not None and read is not None and isinstance(item, Row):
+            self._on_row(item, read)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Waits until all that was offered before is in the database; False if it is not after `timeout` seconds."""

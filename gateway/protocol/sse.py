@@ -151,6 +151,67 @@ class Assembled(msgspec.Struct):
 
 def assemble(body: bytes, stream: bool) -> Assembled:
     """A finished reply of any of the four protocols, from its bytes. Never raises: what cannot be read is left out."""
+    try:
+        return _chat_stream(body) if stream else _chat(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _anything(body, stream)
+
+
+class _Said(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Said | None = None
+    message: _Said | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Document(msgspec.Struct):
+    """A chat or text completion, or a chunk of one: nearly all there is to read, and read at a quarter of the cost."""
+
+    choices: list[_Choice]
+    id: str | None = None
+    usage: dict[str, Any] | None = None
+    error: None = None  # a document with one is read thoroughly
+
+
+_document = msgspec.json.Decoder(_Document)
+_documents = msgspec.json.Decoder(list[_Document])
+
+
+def _chat(body: bytes) -> Assembled:
+    """A completion that was not streamed. Raises MsgspecError for anything else."""
+    document = _document.decode(body)
+    said = [choice.text if choice.message is None else choice.message.content for choice in document.choices]
+    reasons = [choice.finish_reason for choice in document.choices if choice.finish_reason]
+    return Assembled([text or "" for text in said], reasons[-1] if reasons else None, document.usage, document.id)
+
+
+def _chat_stream(body: bytes) -> Assembled:
+    """A streamed completion without anything but its chunks, decoded in one go. Raises MsgspecError for anything else:
+    what separates two events cannot stand inside a JSON document, whose strings hold no line breaks.
+    """
+    whole = body.strip(b"\n")
+    chunks = whole.removesuffix(b"\n\ndata: [DONE]")
+    documents = _documents.decode(b"[%b]" % chunks.removeprefix(b"data: ").replace(b"\n\ndata: ", b","))
+    result, texts = Assembled([], done=len(chunks) < len(whole)), dict[int, list[str]]()
+    for document in documents:
+        result.response_id = result.response_id or document.id
+        if document.usage is not None:
+            result.usage = {**(result.usage or {}), **document.usage}
+        for choice in document.choices:
+            said = choice.text if choice.delta is None else choice.delta.content
+            result.finish_reason = choice.finish_reason or result.finish_reason
+            texts.setdefault(choice.index, []).append(said or "")
+    result.texts = ["".join(texts[index]) for index in sorted(texts)]
+    return result
+
+
+def _anything(body: bytes, stream: bool) -> Assembled:
+    """Every protocol, and what is broken."""
     result = Assembled(texts=[])
     if not stream:
         _absorb(result, _loads(body))

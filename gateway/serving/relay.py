@@ -25,6 +25,7 @@ from gateway.policy.plan import Plan
 from gateway.protocol import sse
 from gateway.protocol.dialects import PATHS
 from gateway.protocol.errors import (
+    Draining,
     GatewayError,
     Internal,
     TooLarge,
@@ -93,7 +94,7 @@ class Turn:
             id=self.id,
             request_id=request_id(self.headers.get(b"x-request-id"), self.id),
             time=time.time(),
-            protocol=PATHS.get(scope["path"], "other"),
+            protocol="chat" if scope["path"] == "/generate" else PATHS.get(scope["path"], "other"),
             plan=None,
             reply=[],
             trace=None if trace is None else trace.decode("latin-1"),
@@ -120,10 +121,12 @@ class Turn:
                 self._fail(Internal(f"The gateway failed on this request; its log has exchange {self.id}."))
             await client.sent()
         except asyncio.CancelledError:  # also while an error is being told
+            if not self._gone:  # the server's last moment
+                self._fail(Draining("The gateway is shutting down.", retry_after=1))
+                self.exchange.outcome = "internal_error"
+                raise
             if self.exchange.outcome == "ok" and not self._told:
                 self.exchange.outcome = "client_disconnect"
-            if not self._gone:
-                raise
         finally:
             self._finish()
 

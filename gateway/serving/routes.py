@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from gateway.log.exchange import RawExchange
 from gateway.policy import fences
-from gateway.policy.choice import Facts, Request, choose
+from gateway.policy.choice import Request, choose
 from gateway.policy.params import PARAMS, Rule, clamp
 from gateway.policy.plan import Plan, plan, with_range
 from gateway.protocol import envelope
@@ -38,7 +38,6 @@ PASSED: Final = frozenset(
 _MEDIA: Final = (*fences.MEDIA, "documents", "query", "queries", "data_1", "data_2")  # where these routes take pictures
 _RESPONSE: Final = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}").fullmatch
 _CANCEL: Final = re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}/cancel").fullmatch
-_Decision = TypeVar("_Decision", Plan, Passage)
 Leave = Callable[[RawExchange], None]
 DEFAULT_MAX_TOKENS: Final = 512  # of /generate, as the tutorial has it
 
@@ -68,7 +67,6 @@ async def generate(turn: Turn, body: bytes) -> Plan:
 
     What is not sent is the preset's business.
     """
-    turn.exchange.protocol = "chat"
     await _admit(turn, len(body))
     fields = _read(turn, "chat", body)
     turn.rewrite = _only_text
@@ -104,14 +102,15 @@ async def passage(turn: Turn, body: bytes) -> Passage:
     fences.check(fields, config.open_fields)
     fences.check_media(fields, config.open_fields, _MEDIA)
 
-    def settle(facts: Facts) -> Passage:
-        _, upstream, model = choose(request, config, facts)
-        out = {name: raw for name, raw in fields.items() if name != "preset"}
-        if "model" in fields:
-            out["model"] = envelope.raw(model.id)
-        return Passage(upstream, path, envelope.encode(out))
-
-    return await _with_models(turn, settle)
+    try:
+        _, upstream, model = choose(request, config, turn.state.facts)
+    except (NotFound, UpstreamUnavailable) as error:
+        await _look_again(turn, error)
+        _, upstream, model = choose(request, config, turn.state.facts)
+    out = {name: raw for name, raw in fields.items() if name != "preset"}
+    if "model" in fields:
+        out["model"] = envelope.raw(model.id)
+    return Passage(upstream, path, envelope.encode(out))
 
 
 async def _wrong_method(turn: Turn, body: bytes) -> Passage:
@@ -127,19 +126,19 @@ def _read(turn: Turn, protocol: Protocol, body: bytes) -> envelope.Fields:
 
 
 async def _plan(turn: Turn, protocol: Protocol, path: str, fields: envelope.Fields) -> Plan:
-    request = _request(turn, protocol, path, fields)
-    return await _with_models(turn, lambda facts: plan(request, turn.state.config, facts))
-
-
-async def _with_models(turn: Turn, decide: Callable[[Facts], _Decision]) -> _Decision:
-    """A decision that fails for want of a model is tried once more after asking the engines."""
+    request, state = _request(turn, protocol, path, fields), turn.state
     try:
-        return decide(turn.state.facts)
+        return plan(request, state.config, state.facts)
     except (NotFound, UpstreamUnavailable) as error:
-        if error.code == "preset_not_found":
-            raise
+        await _look_again(turn, error)
+    return plan(request, state.config, state.facts)
+
+
+async def _look_again(turn: Turn, error: NotFound | UpstreamUnavailable) -> None:
+    """What fails for want of a model is tried once more after asking the engines; anything else is raised."""
+    if error.code == "preset_not_found":
+        raise error
     await turn.state.models.refresh()
-    return decide(turn.state.facts)
 
 
 async def _admit(turn: Turn, size: int) -> None:

@@ -64,6 +64,7 @@ class Protocol(asyncio.Protocol):
         self._incoming: Cycle | None = None  # whose body is arriving
         self._active: Cycle | None = None  # whose reply is awaited
         self._queue: deque[Cycle] = deque()  # asked while another was being answered
+        self._held = 0  # bytes of them, about
         self._reading = self._refused = self._paused = self._closing = False
         self._room: asyncio.Future[None] | None = None
         self._fresh = True  # a request or a reply has ended since the last `check`
@@ -168,7 +169,7 @@ class Protocol(asyncio.Protocol):
             self._start(cycle)
         else:
             self._queue.append(cycle)
-            self._pause_reading()
+            self._hold(1024 + len(url) + sum(len(name) + len(value) for name, value in self._headers))
 
     def on_body(self, body: bytes) -> None:
         cycle = self._incoming
@@ -177,10 +178,20 @@ class Protocol(asyncio.Protocol):
         self._received += len(body)
         cycle.pieces.append(body)
         cycle.size += len(body)
-        if cycle.size > cycle.wanted:
+        if cycle is not self._active:
+            self._hold(len(body))
+        elif cycle.size > cycle.wanted:
             cycle.wake()
             if cycle.size > HIGH_WATER:
                 self._pause_reading()
+
+    def _hold(self, size: int) -> None:
+        """Requests that wait for the one before them are held up to a bound; a socket that is not read does not say
+        that its client has left, so it is read as long as can be.
+        """
+        self._held += size
+        if self._held > HIGH_WATER:
+            self._pause_reading()
 
     def on_message_complete(self) -> None:
         self._reading = False
@@ -210,10 +221,12 @@ class Protocol(asyncio.Protocol):
             self.transport.close()
         elif self._queue:
             self._start(self._queue.popleft())
+        if not self._queue:
+            self._held = 0
         self.resume_reading()
 
     def resume_reading(self) -> None:
-        if self._paused and not self._queue and not self._refused:
+        if self._paused and self._held <= HIGH_WATER and not self._refused:
             self._paused = False
             self.transport.resume_reading()
 

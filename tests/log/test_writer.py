@@ -314,3 +314,22 @@ def test_disk_full_serving_goes_on_and_losses_are_counted(
     assert there[-50:] == offered[-50:]
     assert accounted(log)
     assert log.stats()["spool_error"] is None
+
+
+def test_whoever_asked_is_told_of_every_row(tmp_path: Path) -> None:
+    """Also of those that the offering thread had to read itself, and whatever the listener does."""
+    seen: list[tuple[Row, RawExchange]] = []
+
+    def listen(row: Row, exchange: RawExchange) -> None:
+        seen.append((row, exchange))
+        raise RuntimeError("a fault of the listener")
+
+    log = Log(Options(data_dir=tmp_path, queue_limit=8192, interval=0.01), on_row=listen)
+    offered = [exchange() for _ in range(4)]
+    for each in offered:
+        log.offer(each)
+    assert log.flush(10)
+    log.close()
+    assert [row.id for row, _ in seen] == [each.id for each in offered]
+    assert [each is there for (_, each), there in zip(seen, offered, strict=True)] == [True] * 4
+    assert (log.stats()["written"], log.stats()["dropped"]) == (4, {})

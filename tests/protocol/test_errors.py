@@ -23,6 +23,7 @@ STATUSES = {
     "Unauthorized": 401,
     "Forbidden": 403,
     "NotFound": 404,
+    "RequestTimeout": 408,
     "MethodNotAllowed": 405,
     "TooLarge": 413,
     "UnsupportedMedia": 415,

@@ -207,3 +207,48 @@ def test_the_last_event(data: bytes, last: bool) -> None:
 def test_the_first_event_with_content(event: Any, content: bool, separators: tuple[str, str]) -> None:
     data = json.dumps(event, separators=separators, ensure_ascii=False).encode()
     assert sse.has_content(b"data: " + data + b"\n\n") is content
+
+
+_CHOICE = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.integers(0, 2),
+        "delta": st.fixed_dictionaries({}, optional={"content": st.none() | st.text(max_size=9), "role": st.just("a")}),
+        "text": st.text(max_size=9),
+        "finish_reason": st.sampled_from([None, "stop", "length"]),
+        "logprobs": st.none(),
+    },
+)
+_CHUNK = st.fixed_dictionaries(
+    {"choices": st.lists(_CHOICE, max_size=2)},
+    optional={
+        "id": st.sampled_from(["chatcmpl-1", ""]),
+        "usage": st.none() | st.just({"total_tokens": 3}) | st.just({"prompt_tokens": 1}),
+        "error": st.just({"code": "upstream_reset"}),
+    },
+)
+
+
+@given(st.lists(_CHUNK, max_size=5), st.booleans(), st.booleans())
+@example([{"choices": [{"delta": {"content": "\n\ndata: x"}}]}], False, True)
+def test_the_quick_reading_of_a_chat_is_the_thorough_one(chunks: list[Any], done: bool, ascii_: bool) -> None:
+    events = [f"data: {json.dumps(chunk, ensure_ascii=ascii_)}\n\n" for chunk in chunks]
+    stream = "".join(events + ["data: [DONE]\n\n"] * done).encode()
+    thorough = sse._anything(stream, stream=True)
+    assert sse.assemble(stream, stream=True) == thorough
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            choice["message"] = choice.pop("delta", {})
+        body = json.dumps(chunk, ensure_ascii=ascii_).encode()
+        assert sse.assemble(body, stream=False) == sse._anything(body, stream=False)
+
+
+def test_a_chat_as_engines_send_it_is_read_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(body: bytes, stream: bool) -> None:
+        raise AssertionError("read thoroughly")
+
+    monkeypatch.setattr(sse, "_anything", slow)
+    chunk = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+    usage = b'data: {"id":"c","choices":[],"usage":{"total_tokens":3}}\n\n'
+    found = sse.assemble(chunk * 2 + usage + b"data: [DONE]\n\n", stream=True)
+    assert found == sse.Assembled(["aa"], None, {"total_tokens": 3}, "c", None, done=True)

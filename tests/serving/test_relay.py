@@ -310,7 +310,7 @@ async def test_cancellation_while_the_body_is_read() -> None:
     with pytest.raises(asyncio.CancelledError):
         await driven.task
     assert driven.exchange
-    assert driven.sent == []
+    assert (driven.status, driven.error["code"]) == (503, "shutting_down")
 
 
 async def test_the_watcher_ends_with_its_request() -> None:

@@ -223,11 +223,28 @@ async def test_a_request_waits_for_the_reply_before_it() -> None:
     wire = Wire(slow)
     transport = await wire.feed(GET.replace(b"/", b"/slow", 1) + GET)
     assert transport.writes == []
+    assert not transport.paused, "a socket that is not read does not say that its client has left"
+    await wire.feed(GET * 3000)
     assert transport.paused, "a client that asks and asks is read no further"
     go.set()
     await settle()
-    assert [path for _, path, *_ in said(transport)] == ["/slow", "/"]
+    for _ in range(300):
+        await settle()
+    assert [path for _, path, *_ in said(transport)] == ["/slow", *["/"] * 3001]
     assert not transport.paused
+
+
+async def test_a_client_that_leaves_with_more_on_the_wire() -> None:
+    left: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        client_of(scope, receive, send).on_gone = lambda: left.append(1)
+        await asyncio.Event().wait()
+
+    wire = Wire(app)
+    await wire.feed(GET + GET)
+    wire.leave()
+    assert left == [1]
 
 
 async def test_what_follows_the_last_request_is_not_looked_at() -> None:
