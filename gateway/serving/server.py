@@ -78,9 +78,15 @@ class Server(uvicorn.Server):
         end the process before anything after it has run.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)  # and stays: a second one must not kill
-        yield
+        stops = (signal.SIGINT, signal.SIGTERM)
+        for number in stops:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in stops:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # what is left is short, and must not be cut off
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal stops in order, a second SIGINT at once."""
