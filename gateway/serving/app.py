@@ -34,6 +34,7 @@ from gateway.serving.relay import Turn
 from gateway.serving.reload import Reload
 from gateway.serving.routes import find
 from gateway.serving.state import State
+from gateway.serving.tracing import open_tracing
 from gateway.serving.upstream import Pool, Timeouts
 from gateway.settings import Settings, secret_of
 
@@ -170,7 +171,7 @@ def create_app(
 ) -> Front:
     """The whole gateway as one ASGI application. `shared` is None for one that is alone.
 
-    Raises ValueError when there is no upstream or its URL cannot be used.
+    Raises ValueError when there is no upstream, its URL or that for traces cannot be used, or a package is missing.
     """
     engines = upstreams(settings, config)
     if not engines:
@@ -186,7 +187,8 @@ def create_app(
     access = open_access(settings, None if shared is None else shared.ledger)
     hidden = [key for up in engines.values() if (key := secret_of(up.api_key_env))]
     hidden += [key for key in (settings.operator_key, settings.upstream_api_key, settings.api_key) if key]
-    log = keeping.open_log(settings, hidden)
+    tracing = open_tracing(settings.otlp_endpoint, engines)
+    log = keeping.open_log(settings, hidden, keeping.make_reader(metrics, tracing))
     learner = Learner(log.engine)
     offer = keeping.make_offer(log, metrics, learner, lambda: state.config)
     state = State(settings, config, facts, pools, models, access, log, offer, degenerate)
@@ -204,6 +206,6 @@ def create_app(
             for task in watching:
                 task.cancel()
             await asyncio.gather(access.limiter.close(), *(pool.close() for pool in pools.values()))
-            await asyncio.to_thread(log.close)
+            await asyncio.to_thread(keeping.close, log, tracing)
 
     return Front(state, metrics, create_api(state, partial(_page, metrics, shared), lifespan))

@@ -20,12 +20,14 @@ import yaml
 from gateway.log.allocation import Learner
 from gateway.log.digest import redactor
 from gateway.log.exchange import RawExchange
+from gateway.log.row import Row
 from gateway.log.store import Away
-from gateway.log.writer import Log, Options
+from gateway.log.writer import Log, OnRow, Options
 from gateway.policy.config import Config
 from gateway.serving.keyfile import KEY_MARK, KEY_PATTERN
 from gateway.serving.metrics import Metrics
 from gateway.serving.state import State
+from gateway.serving.tracing import Tracing
 from gateway.settings import Settings
 
 LEARN_EVERY: Final = 30.0  # seconds
@@ -33,15 +35,15 @@ _log = logging.getLogger("tempera.log")
 _exchanges = logging.getLogger("tempera.exchange")
 
 
-def open_log(settings: Settings, hidden: list[str]) -> Log:
-    """The log of this process. `hidden` are secrets that must never be in a row."""
+def open_log(settings: Settings, hidden: list[str], read: OnRow | None = None) -> Log:
+    """The log of this process. `hidden` are secrets that must never be in a row; `read` is called with every row."""
     options = Options(
         data_dir=settings.data_dir,
         database_url=settings.database_url,
         message_limit=settings.log_message_bytes,
         retention_days=settings.log_retention_days,
     )
-    return Log(options, redactor(hidden, KEY_PATTERN, KEY_MARK))
+    return Log(options, redactor(hidden, KEY_PATTERN, KEY_MARK), read)
 
 
 def pepper(settings: Settings) -> str:
@@ -87,6 +89,25 @@ def make_offer(
         log.offer(exchange, share)
 
     return offer
+
+
+def make_reader(metrics: Metrics, tracing: Tracing | None) -> OnRow:
+    """What the log's writer thread calls with every row it has made."""
+    if tracing is None:
+        return metrics.count_tokens
+
+    def read(row: Row, exchange: RawExchange) -> None:
+        metrics.count_tokens(row, exchange)
+        tracing(row, exchange)
+
+    return read
+
+
+def close(log: Log, tracing: Tracing | None) -> None:
+    """Write what was offered, then send the spans that came of it."""
+    log.close()
+    if tracing is not None:
+        tracing.close()
 
 
 def _tell(exchange: RawExchange) -> None:

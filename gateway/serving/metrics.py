@@ -154,8 +154,11 @@ class _StateNumbers(Collector):
         yield _flag(
             "tempera_keys_refused", "The keys file is broken, the last good one in force.", state.access.trouble
         )
-        alone = state.access.limiter.trouble
-        yield _flag("tempera_limits_alone", "Limits hold for this process only: the shared store is away.", alone)
+        yield GaugeMetricFamily(
+            "tempera_limits_store_up",
+            "Whether limits hold as set; 0 while the store that replicas share is away and each counts alone.",
+            value=state.access.limiter.trouble is None,
+        )
         gate = state.access.gate
         yield GaugeMetricFamily(
             "tempera_waiting", "Requests in flight that wait for a place.", value=0 if gate is None else gate.waiting

@@ -92,7 +92,8 @@ def test_every_gateway_of_a_process_has_a_page_of_its_own(tmp_path: Path) -> Non
     for found in (first, second):
         assert found[f'tempera_config_info{{revision="{config.revision}"}}'] == 1
         assert found['tempera_upstream_up{upstream="default"}'] == 0
-        assert found["tempera_presets_refused"] == found["tempera_keys_refused"] == found["tempera_limits_alone"] == 0
+        assert found["tempera_presets_refused"] == found["tempera_keys_refused"] == 0
+        assert found["tempera_limits_store_up"] == found["tempera_log_database_up"] == 1
         assert found["tempera_waiting"] == found["tempera_in_flight"] == found["tempera_draining"] == 0
         assert found['tempera_log_dropped_total{reason="queue_full"}'] == 0
         assert found['tempera_reloads_total{outcome="refused"}'] == 0
