@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import re
 import shlex
@@ -84,12 +85,11 @@ async def serve(port: int) -> None:
 async def load(ports: list[int], options: argparse.Namespace, watched: dict[str, list[int]]) -> dict[str, Any]:
     """Streams to `ports` in turn, started over the length of one; then `seconds` in which everything is measured."""
     loop, stream = asyncio.get_running_loop(), CHUNKS * options.pace / 1000
-    until = time.perf_counter() + stream + options.seconds
     clients: list[Client] = []
     for number in range(options.streams):
         port = ports[number % len(ports)]
         sent = overhead.request(port, CHUNKS, options.pace)
-        _, client = await loop.create_connection(lambda sent=sent: Client(sent, until, True), "127.0.0.1", port)
+        _, client = await loop.create_connection(lambda sent=sent: Client(sent, math.inf, True), "127.0.0.1", port)
         client.late = []
         clients.append(client)
         await asyncio.sleep(stream / options.streams)
@@ -101,6 +101,8 @@ async def load(ports: list[int], options: argparse.Namespace, watched: dict[str,
     seconds, used = time.perf_counter() - began, {"client": time.process_time() - mine}
     used |= {name: overhead.cpu(pids) - before[name] for name, pids in watched.items()}
     requests = sum(len(client.times) for client in clients) - requests
+    for client in clients:
+        client._until = 0.0  # its stream is the last
     await asyncio.gather(*(client.done for client in clients))
     late = sorted(value for client in clients for value in client.late)
     return {

@@ -49,7 +49,9 @@ FIGURES = {
     "chunk_size": Figure(len(EVENT) + HEADERS, "bytes per chunk", "counted: an event of vLLM 0.32 and its headers"),
     "chunk_rate": Figure(20, "chunks/s per stream", "assumed: a token every 50 ms on a busy engine"),
     "reply": Figure(400, "chunks per reply", "assumed"),
-    "busy": Figure(0.6, "of a core", "chosen: where waiting begins to show, see the simulation below"),
+    "busy": Figure(
+        0.6, "of a core", "chosen: a queue with constant service (M/D/1) waits 0.75 services there, 2 at 80%"
+    ),
     "router_cores": Figure(8, "cores per router", "assumed"),
     "connections": Figure(
         2, "database connections per worker", "by design: the log's writer, and readers now and then"

@@ -1,7 +1,9 @@
 """A discrete-event simulation of paced streams through gateways: what waits where, and for how long.
 
-    python benchmarks/simulate.py --against run.json     simulated against measured (benchmarks/paced.py); 1 if over 15%
-    python benchmarks/simulate.py --streams 10000 --gateways 12 [--pace 50] [--together]    what that many would do
+    python benchmarks/simulate.py --against run.json [...]    simulated against measured (benchmarks/paced.py)
+        [--streams 10000 --gateways 12]                       then what that many would do
+
+Exit code 1 when any run is missed by more than 15%; then it says nothing about more streams either.
 
 A chunk is made by its engine, passes its hops one after the other and is read by its client. Each of these is an event
 loop: it takes all that is ready, works through it, and then writes, one chunk after the other. Loops that share a core
@@ -30,7 +32,7 @@ from typing import Any
 
 SECOND = 1e6
 TOLERANCE = 0.15
-COMPARED = ("chunks_per_second", "p50")  # mean and tail are those of the machine: who else runs on it is not modelled
+COMPARED = ("chunks_per_second", "p50")  # the mean is ruled by a tail that is not modelled
 LOG_EVERY = 0.1 * SECOND
 SLICE = 1000.0  # what the interpreter lets a log thread keep at a time
 REQUEST_US = 110.0  # CPU of a gateway per request, its row in the log included: see benchmarks/plan.py
@@ -273,8 +275,11 @@ class Fit:
 
 
 def of_run(run: Mapping[str, Any], way: str, fit: Fit) -> Setup:
-    """The Setup of a run by benchmarks/paced.py: its gateways share core 0, engine and client core 1."""
-    used = run[way]["cpu_us_per_chunk"]
+    """The Setup of a run by benchmarks/paced.py: its gateways share core 0, engine and client core 1.
+
+    Nothing that was measured through all gateways is in it: their costs are those of one.
+    """
+    used = run["direct" if way == "direct" else "one"]["cpu_us_per_chunk"]
     hops: tuple[Hop, ...] = ()
     if way != "direct":
         chunk = (used["gateways"] - REQUEST_US / run["chunks_per_stream"]) * fit.gateways
@@ -313,17 +318,16 @@ def compare(run: Mapping[str, Any], fit: Fit) -> list[tuple[str, float, float, f
     return [(name, value, simulated[name], simulated[name] / value - 1) for name, value in measured.items()]
 
 
-def against(path: Path) -> int:
+def against(path: Path) -> float:
+    """The largest relative error of what is judged, told line by line."""
     run = json.loads(path.read_text())
     fit = fitted(run)
     rows = compare(run, fit)
-    print(f"{run['gateways']} gateways, {run['streams']} streams, a chunk every {run['pace']} ms; fitted: {fit}")
+    print(f"{path.name}: {run['gateways']} gateways, {run['streams']} streams, every {run['pace']} ms; fitted: {fit}")
     for name, measured, simulated, error in rows:
         judged = "" if name in COMPARED else "  (not judged)"
         print(f"{name:18} measured {measured:9.1f}  simulated {simulated:9.1f}  error {error:+7.1%}{judged}")
-    worst = max(abs(error) for name, _, _, error in rows if name in COMPARED)
-    print(json.dumps({"worst_error": round(worst, 4), "tolerance": TOLERANCE, "good": worst <= TOLERANCE}))
-    return 0 if worst <= TOLERANCE else 1
+    return max(abs(error) for name, _, _, error in rows if name in COMPARED)
 
 
 def many(options: argparse.Namespace) -> Setup:
@@ -339,24 +343,25 @@ def many(options: argparse.Namespace) -> Setup:
     )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", type=Path, metavar="RUN.json")
-    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--against", type=Path, metavar="RUN.json", nargs="+", required=True)
+    parser.add_argument("--streams", type=int, help="then simulate so many")
     parser.add_argument("--gateways", type=int, default=2, help="workers, each with a core")
     parser.add_argument("--pace", type=float, default=50, help="milliseconds between the chunks of a stream")
     parser.add_argument("--chunks", type=int, default=400, help="of one stream")
     parser.add_argument("--chunk-us", type=float, default=CHUNK_US, help="CPU of a gateway per chunk")
     parser.add_argument("--together", action="store_true", help="the chunks of all streams leave their engine at once")
     parser.add_argument("--seconds", type=float, default=2)
-    options = parser.parse_args()
-    if options.against:
-        return against(options.against)
-    found = {name: round(value, 3) for name, value in simulate(many(options)).items()}
-    for name, value in found.items():
-        print(f"{name:18} {value:12.2f}")
-    print(json.dumps(found))
-    return 0
+    options = parser.parse_args(arguments)
+    worst = max(against(path) for path in options.against)
+    result: dict[str, Any] = {"worst_error": round(worst, 4), "tolerance": TOLERANCE, "good": worst <= TOLERANCE}
+    if options.streams and result["good"]:
+        result["simulated"] = {name: round(value, 3) for name, value in simulate(many(options)).items()}
+    elif options.streams:
+        print("It did not reproduce what was measured, so it says nothing about what was not.")
+    print(json.dumps(result))
+    return 0 if result["good"] else 1
 
 
 if __name__ == "__main__":

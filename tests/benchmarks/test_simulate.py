@@ -6,10 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
-from benchmarks.simulate import SECOND, Core, Hop, Setup, Simulation, against, compare, fitted, of_run, simulate
+from benchmarks.simulate import SECOND, Core, Fit, Hop, Setup, Simulation, compare, fitted, main, of_run, simulate
 
 
 def mean_wait(load: float, service: str, jobs: int = 200_000) -> float:
@@ -99,9 +100,9 @@ def test_the_same_seed_gives_the_same_day() -> None:
 
 
 @pytest.fixture(scope="module")
-def run() -> dict[str, object]:
+def run() -> dict[str, Any]:
     """What benchmarks/paced.py would print on a machine that is as the simulation has it."""
-    made: dict[str, object] = {
+    made: dict[str, Any] = {
         "gateways": 2,
         "streams": 25,
         "pace": 20,
@@ -109,8 +110,6 @@ def run() -> dict[str, object]:
         "chunks_per_stream": 64,
     }
     used = {"engine": 11.0, "client": 9.0, "gateways": 34.0}
-    from benchmarks.simulate import Fit
-
     for way in ("direct", "one", "through"):
         made[way] = {"cpu_us_per_chunk": used}
         found = simulate(of_run(made, way, Fit(0.7, 0.6)))
@@ -122,29 +121,36 @@ def run() -> dict[str, object]:
     return made
 
 
-def test_a_run_of_its_own_is_reproduced(run: dict[str, object], tmp_path: Path) -> None:
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return document
+
+
+def test_a_run_of_its_own_is_reproduced(
+    run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit = fitted(run)
     assert (fit.ends, fit.gateways) == (pytest.approx(0.7, rel=0.05), pytest.approx(0.6, rel=0.05))
     assert max(abs(error) for _, _, _, error in compare(run, fit)) < 0.05
     path = tmp_path / "run.json"
     path.write_text(json.dumps(run))
-    assert against(path) == 0
+    assert main(["--against", str(path), "--streams", "100", "--gateways", "1"]) == 0
+    found = told(capsys)
+    assert found["good"] is True
+    assert found["simulated"]["chunks_per_second"] == pytest.approx(100 * 20, rel=0.02)
 
 
-def test_a_run_that_was_otherwise_is_not(
-    run: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_was_otherwise_is_not_and_then_nothing_is_foretold(
+    run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    through = dict(run["through"])  # type: ignore[call-overload]
-    path = tmp_path / "run.json"
-    path.write_text(json.dumps(run | {"through": through | {"chunks_per_second": through["chunks_per_second"] / 1.3}}))
-    assert against(path) == 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["good"] is False
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(run))
+    rate = run["through"]["chunks_per_second"] / 1.3
+    bad.write_text(json.dumps(run | {"through": run["through"] | {"chunks_per_second": rate}}))
+    assert main(["--against", str(good), str(bad), "--streams", "100"]) == 1
+    found = told(capsys)
+    assert found["good"] is False and "simulated" not in found
 
 
 def test_a_core_that_was_never_used_is_not_busy() -> None:
     assert Core().busy == 0
-
-
-def test_the_run_that_was_measured_is_reproduced() -> None:
-    path = Path(__file__).parents[2] / "benchmarks" / "runs" / "two-gateways.json"
-    assert against(path) == 0
