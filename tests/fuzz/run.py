@@ -29,7 +29,7 @@ MEMORY = 1024  # MiB for the process
 def main() -> int:
     arguments = _arguments()
     if find_spec("atheris") is None:
-        print("atheris is not installed; it has wheels for Linux on x86-64 only.")
+        print("atheris is not installed; it has wheels for Linux on x86-64 only, Python 3.11 to 3.13.")
         return 2
     reports = [fuzz(name, arguments.seconds, arguments.runs) for name in arguments.targets or TARGETS]
     print(json.dumps({"targets": reports, "findings": sum(len(report["findings"]) for report in reports)}))

@@ -79,7 +79,10 @@ class Gateway:
         self.state.log = SimpleNamespace(opened=True, stats=lambda: self.problems)  # type: ignore[assignment]
         self.metrics = Metrics(CollectorRegistry())
         self.state.offer = self.metrics.observe
-        self.front = Front(self.state, self.metrics, create_api(self.state, self.metrics, None))
+        self.front = Front(self.state, self.metrics, create_api(self.state, self.page, None))
+
+    async def page(self) -> bytes:
+        return self.metrics.page()
 
     async def _refresh(self) -> None:
         self.asked += 1
