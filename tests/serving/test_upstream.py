@@ -109,11 +109,35 @@ async def post(pool, body=b"{}", path=b"/v1/chat/completions", headers=()):
     return await pool.send(b"POST", path, tuple(headers), body)
 
 
-async def everything(reply):
-    data = b""
+def poured():
+    """There are two ways to read a reply, and each of the two loops of these tests takes one."""
+    return type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+
+
+async def pieces_of(reply, keep):
+    """Hands every piece to `keep` as it comes."""
+    if poured():
+        ends = []
+
+        def sink(data, last):
+            keep(data)
+            ends.append(last)
+            return True
+
+        try:
+            await reply.pour(sink)
+            assert ends.count(True) == 1
+        finally:
+            assert not any(ends[:-1]), "nothing comes after the last piece"
+        return
     while piece := await reply.read():
-        data += piece
-    return data
+        keep(piece)
+
+
+async def everything(reply):
+    pieces = []
+    await pieces_of(reply, pieces.append)
+    return b"".join(pieces)
 
 
 async def fetch(pool, body=b"{}"):
@@ -128,8 +152,7 @@ async def fetch(pool, body=b"{}"):
 async def collect(pool, got, held):
     """As `fetch`, but what was read before an error stays in `got`, and the reply open in `held`."""
     held.append(await post(pool))
-    while piece := await held[0].read():
-        got += piece
+    await pieces_of(held[0], got.extend)
 
 
 def until(condition):
@@ -1306,3 +1329,88 @@ async def test_tls_slow_reader_is_bounded(tls):
         assert len(await everything(reply)) == total
         reply.close()
         await pool.close()
+
+
+# --- pouring
+
+
+async def test_a_sink_that_is_full_makes_the_engine_wait():
+    size = HIGH_WATER * 40
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % size)
+        for _ in range(40):
+            writer.write(b"x" * HIGH_WATER)
+            await writer.drain()
+        await reader.read()
+
+    got, full = [], asyncio.Event()
+
+    def sink(data, last):
+        got.append(len(data))
+        full.set()
+        return False
+
+    async with pool_to(script, timeouts=Timeouts(idle=0.2)) as (pool, _):
+        reply = await post(pool)
+        pouring = asyncio.create_task(reply.pour(sink))
+        while sum(got) < size:
+            await full.wait()
+            full.clear()
+            seen = len(got)
+            await asyncio.sleep(
+                0.3 if seen == 1 else 0
+            )  # longer than the engine's deadline: the client is slow, not it
+            assert len(got) == seen, "nothing comes before it is asked for"
+            reply.resume()
+        await pouring
+        reply.close()
+        assert max(got) <= 2 * HIGH_WATER
+
+
+async def test_a_sink_that_refuses_ends_the_exchange():
+    def sink(data, last):
+        raise UpstreamInvalidResponse("not what was asked for")
+
+    async with pool_to(always(CHUNKED + b"2\r\nhi\r\n0\r\n\r\n")) as (pool, server):
+        for number in (1, 2):
+            reply = await post(pool)
+            with pytest.raises(UpstreamInvalidResponse, match="not what was asked for"):
+                await reply.pour(sink)
+            reply.close()
+            assert server.connections == number, "the connection went with it"
+
+
+async def test_who_stops_pouring_stops_the_engine():
+    gone = asyncio.Event()
+
+    async def script(reader, writer, _):
+        await request_on(reader)
+        writer.write(CHUNKED + b"2\r\nhi\r\n")
+        await reader.read()
+        gone.set()
+
+    got = []
+    async with pool_to(script) as (pool, _):
+        reply = await post(pool)
+        pouring = asyncio.create_task(reply.pour(lambda data, last: got.append(data) is None))
+        await until(lambda: got)
+        pouring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pouring
+        await gone.wait()
+        assert got == [b"hi"]
+        with pytest.raises(UpstreamReset, match="closed"):
+            await reply.pour(lambda data, last: True)
+
+
+async def test_what_came_before_a_fault_is_poured():
+    got = []
+    async with pool_to(always(CHUNKED + b"2\r\nhi\r\nzz\r\n")) as (pool, _):
+        reply = await post(pool)
+        with pytest.raises(UpstreamInvalidResponse):
+            await reply.pour(lambda data, last: got.append((data, last)) is None)
+        reply.close()
+        assert b"".join(data for data, _ in got) == b"hi"
+        assert not any(last for _, last in got)
