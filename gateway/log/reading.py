@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.log.exchange import RawExchange
-from gateway.protocol.sse import Assembled, assemble
+from gateway.protocol.assembled import Assembled, assemble
 
 MESSAGE_LIMIT: Final = 16 * 1024  # bytes kept of one message, and of the reply's text
 _MANY: Final = 16  # all messages of a row together keep about this many times the limit of one

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.log.exchange import RawExchange
-from gateway.protocol import sse
+from gateway.protocol.assembled import assemble
 from gateway.protocol.errors import RateLimited
 from gateway.serving.keyfile import Limits
 from gateway.serving.ledger import PERIOD, Ask, Ledger, OwnLedger, Standing, Taken, Want, standing
@@ -207,7 +207,7 @@ def spent(exchange: RawExchange, prompt: int) -> int:
     body = b"".join(exchange.reply)
     if exchange.stream:  # only the events that matter, at the beginning (messages) and the end
         body = b"\n\n".join(event for event in body.split(b"\n\n") if b'"usage"' in event)
-    usage = sse.assemble(body, exchange.stream).usage or {}
+    usage = assemble(body, exchange.stream).usage or {}
     found = usage.get("total_tokens")
     if not isinstance(found, int):
         parts = [usage.get(name) for name in ("input_tokens", "output_tokens")]

@@ -117,7 +117,7 @@ class Turn:
             except GatewayError as error:
                 self._fail(error)
             except Exception:  # noqa: BLE001 - the last resort: one request fails, with its id in the log
-                _log.exception("exchange %s failed", self.id)
+                _log.exception("exchange %(exchange)s failed", {"exchange": self.id})
                 self._fail(Internal(f"The gateway failed on this request; its log has exchange {self.id}."))
             await client.sent()
         except asyncio.CancelledError:  # also while an error is being told

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from typing import Any, Final, cast
-from urllib.parse import unquote
 
 import httptools
 import msgspec
@@ -23,6 +22,7 @@ from gateway.protocol.dialects import PATHS
 from gateway.protocol.errors import GatewayError, InvalidRequest, RequestTimeout
 from gateway.serving.client import EXTENSION
 from gateway.serving.cycle import LINES, Cycle
+from gateway.serving.heads import split, without_upgrade
 from gateway.serving.ids import exchange_id
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an unread request at which the socket is read no further
@@ -89,13 +89,11 @@ class Protocol(asyncio.Protocol):
         }
 
     def data_received(self, data: bytes) -> None:
+        if not self._reading and data.find(b"pgrade", 0, MAX_HEAD) > 0:
+            data = without_upgrade(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:  # to a protocol we do not speak; the request is answered as ever
-            self._parser = self._new_parser()
-            if rest := data[upgrade.args[0] :]:
-                self.data_received(rest)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             cause = error.__context__
             text = "This is not an HTTP/1.1 request the parser understands."
             self._refuse(cause if isinstance(cause, GatewayError) else InvalidRequest(text, code="invalid_http"))
@@ -148,7 +146,7 @@ class Protocol(asyncio.Protocol):
         url, parser = self._url, self._parser
         path, raw_path, query = _KNOWN.get(url), url, b""
         if path is None:
-            path, raw_path, query = _split(url)
+            path, raw_path, query = split(url)
         scope = {
             **self._fixed,
             "method": parser.get_method().decode("ascii"),
@@ -294,9 +292,3 @@ class Protocol(asyncio.Protocol):
         parser = httptools.HttpRequestParser(self)
         parser.set_dangerous_leniencies(lenient_data_after_close=True)  # what follows the last request is not looked at
         return parser
-
-
-def _split(url: bytes) -> tuple[str, bytes, bytes]:
-    """(path, path as sent, query). Raises for what is no path; the parser makes that a refusal."""
-    parsed = httptools.parse_url(url)
-    return unquote(parsed.path.decode("ascii")), parsed.path, parsed.query or b""

@@ -9,6 +9,7 @@ import re
 from itertools import cycle
 
 from gateway.protocol import sse
+from gateway.protocol.assembled import assemble
 
 _HEAD = 5
 _SINGLE = 100  # bytes that are fed one by one
@@ -32,7 +33,7 @@ def check(data: bytes) -> None:
     _check_gate(stream, chunks)
     _check_usage_taken_out(stream, chunks)
     for kind in (True, False):
-        whole = sse.assemble(stream, kind)
+        whole = assemble(stream, kind)
         assert all(isinstance(text, str) for text in whole.texts)
         whole.text.encode()
         for name in (whole.finish_reason, whole.response_id, whole.error):

@@ -262,10 +262,17 @@ async def test_it_is_told_to_go_on_when_somebody_reads() -> None:
 
 
 async def test_an_upgrade_is_answered_as_any_request() -> None:
-    """Some clients offer HTTP/2 with every first request, and go on in HTTP/1.1."""
-    head = b"GET /a HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n\r\n"
-    transport = await Wire(echo).feed(head, GET)
-    assert [path for _, path, *_ in said(transport)] == ["/a", "/"]
+    """Java's client offers HTTP/2 with every first request, and goes on in HTTP/1.1."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    said_by_client = b"the body says\r\nUpgrade: h2c"
+    post = b"POST /a HTTP/1.1\r\n%bhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
+        offer,
+        len(said_by_client),
+        said_by_client,
+    )
+    transport = await Wire(echo).feed(post, b"GET /b HTTP/1.1\r\nhost: x\r\n" + offer + b"\r\n", GET)
+    assert said(transport) == [["POST", "/a", "", said_by_client.decode()], ["GET", "/b", "", ""], ["GET", "/", "", ""]]
+    assert not transport.closed
 
 
 async def test_a_body_nobody_reads_is_not_held() -> None:

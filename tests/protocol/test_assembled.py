@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.protocol.sse import assemble
+from gateway.protocol import assembled
+from gateway.protocol.assembled import assemble
 from tests import vllm_shapes as shapes
 
 TEXTS = ("你好 \u2028 world", "second, “quoted” {}[]")
@@ -160,3 +162,48 @@ def test_nothing_makes_it_raise(documents: list[Any], stream: bool) -> None:
 def test_no_bytes_make_it_raise(body: bytes, stream: bool) -> None:
     assemble(body, stream)
     assemble(b"data: " + b"[" * 5000 + b"\n\n", stream)
+
+
+_CHOICE = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.integers(0, 2),
+        "delta": st.fixed_dictionaries({}, optional={"content": st.none() | st.text(max_size=9), "role": st.just("a")}),
+        "text": st.text(max_size=9),
+        "finish_reason": st.sampled_from([None, "stop", "length"]),
+        "logprobs": st.none(),
+    },
+)
+_CHUNK = st.fixed_dictionaries(
+    {"choices": st.lists(_CHOICE, max_size=2)},
+    optional={
+        "id": st.sampled_from(["chatcmpl-1", ""]),
+        "usage": st.none() | st.just({"total_tokens": 3}) | st.just({"prompt_tokens": 1}),
+        "error": st.just({"code": "upstream_reset"}),
+    },
+)
+
+
+@given(st.lists(_CHUNK, max_size=5), st.booleans(), st.booleans())
+@example([{"choices": [{"delta": {"content": "\n\ndata: x"}}]}], False, True)
+def test_the_quick_reading_of_a_chat_is_the_thorough_one(chunks: list[Any], done: bool, ascii_: bool) -> None:
+    events = [f"data: {json.dumps(chunk, ensure_ascii=ascii_)}\n\n" for chunk in chunks]
+    stream = "".join(events + ["data: [DONE]\n\n"] * done).encode()
+    thorough = assembled._anything(stream, stream=True)
+    assert assemble(stream, stream=True) == thorough
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            choice["message"] = choice.pop("delta", {})
+        body = json.dumps(chunk, ensure_ascii=ascii_).encode()
+        assert assemble(body, stream=False) == assembled._anything(body, stream=False)
+
+
+def test_a_chat_as_engines_send_it_is_read_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(body: bytes, stream: bool) -> None:
+        raise AssertionError("read thoroughly")
+
+    monkeypatch.setattr(assembled, "_anything", slow)
+    chunk = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+    usage = b'data: {"id":"c","choices":[],"usage":{"total_tokens":3}}\n\n'
+    found = assemble(chunk * 2 + usage + b"data: [DONE]\n\n", stream=True)
+    assert found == assembled.Assembled(["aa"], None, {"total_tokens": 3}, "c", None, done=True)
