@@ -24,7 +24,7 @@ from tests.contract.targets import ROOT, free_port, send
 from tests.log import postgres
 from tests.scale import environment
 
-WORKERS = 1
+WORKERS = 2
 ENGINE_KEY = "the-key-of-the-engines"
 OPERATOR_KEY = "the-key-of-the-operator"
 SECRET = "the same in every gateway"
@@ -105,12 +105,20 @@ class Part:
                 found += map(int, task.read_text().split())
         return found
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Every process of it, at once; returns when all are gone and their connections with them."""
+    def stop(self) -> None:
+        """As an operator does it."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(60)
+            self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, as when its machine dies; returns when processes and connections are gone."""
         if self.process is None:
             return
-        pids = self.family()
-        os.killpg(self.process.pid, number)
+        pids = self.family()  # itself first: who starts workers anew must not see one die
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
         self.process.wait(60)
         while any(_alive(pid) for pid in pids):
             time.sleep(0.001)
@@ -118,10 +126,13 @@ class Part:
 
 
 def _alive(pid: int) -> bool:
+    """Whether any thread of a process is left: the last one to go closes its sockets."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
+    return len(threads) > 1 or state not in "ZX"
 
 
 @dataclass
@@ -172,7 +183,7 @@ def running(home: Path) -> Iterator[Installation]:
             made.start(part)
         yield made
         for part in made.gateways:
-            part.kill(signal.SIGTERM)
+            part.stop()
 
 
 def _installation(home: Path, database: str, limits: str) -> Installation:
@@ -205,7 +216,7 @@ def _installation(home: Path, database: str, limits: str) -> Installation:
     for name in ("one", "two"):
         port = free_port()
         command = [sys.executable, "-m", "gateway.cli", "serve", "--port", str(port)]
-        command += ["--workers", str(WORKERS)] if WORKERS > 1 else []
+        command += ["--workers", str(WORKERS)]
         own = {"TEMPERA_DATA_DIR": str(home / name)}
         gateways.append(Part(f"gateway {name}", command, home / f"gateway-{name}.txt", port, told | own))
     return Installation(home, database, engines, router, gateways, keys)
