@@ -122,7 +122,7 @@ class Turn:
             await client.sent()
         except asyncio.CancelledError:  # also while an error is being told
             if not self._gone:  # the server's last moment
-                self._fail(Draining("The gateway is shutting down.", retry_after=1))
+                self._fail(Draining("The gateway is shutting down."))
                 self.exchange.outcome = "internal_error"
                 raise
             if self.exchange.outcome == "ok" and not self._told:
