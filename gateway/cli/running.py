@@ -24,7 +24,7 @@ _SERVING = several(
         "--shutdown-timeout",
         type=click.FloatRange(0, 86400),
         metavar="SECONDS",
-        help="For requests under way, after SIGTERM  [default: 30]",
+        help="Given to open requests at the end  [default: 30]",
     ),
 )
 

@@ -63,13 +63,24 @@ class Crew:
     async def chat(self, key: str = "", **fields: Any) -> Answer:
         return await Request.open(self.port, "/v1/chat/completions", chat(**fields), key).whole()
 
+    async def everywhere(self, path: str, body: bytes | None = None) -> list[Answer]:
+        """The answers of every worker: connections that are open at the same time are spread."""
+        requests = [Request.open(self.port, path, body) for _ in range(24)]
+        await asyncio.gather(*(request.connect() for request in requests))
+        await asyncio.sleep(0.05)  # they are accepted
+        return [await request.whole() for request in requests]
+
+    async def revisions(self) -> set[str]:
+        """In force on the workers."""
+        return {answer.json["revision"] for answer in await self.everywhere("/readyz")}
+
     async def new_key(self, name: str, *flags: str) -> str:
         """A key, known to every worker."""
         command = [sys.executable, "-m", "gateway.cli", "keys", "new", name, *flags]
         command += ["--data-dir", str(self.home / "data")]
         made = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, check=True)
         for _ in range(200):
-            if {(await self.chat()).status for _ in range(20)} == {401}:
+            if {answer.status for answer in await self.everywhere("/v1/chat/completions", chat())} == {401}:
                 return str(made.stdout.strip())
             await asyncio.sleep(0.05)
         raise AssertionError("a worker still lets anybody in")
@@ -114,8 +125,11 @@ class Request:
     def open(cls, port: int, path: str, body: bytes | None, key: str = "") -> Request:
         return cls(port, path, body, key)
 
-    async def send(self) -> Request:
+    async def connect(self) -> None:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def send(self) -> Request:
+        await self.connect()
         self.again()
         return self
 
@@ -147,7 +161,10 @@ class Request:
         return body, body.endswith(b"0\r\n\r\n")
 
     async def whole(self) -> Answer:
-        await self.send()
+        """Its answer, on a connection that may be there already."""
+        if not hasattr(self, "writer"):
+            await self.connect()
+        self.again()
         try:
             status, headers = await self.head()
             body, complete = await self.rest(headers)

@@ -7,8 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.serving.gathering import GAUGES, Page, lasting, page_of, text, total
-from gateway.serving.metrics import Metrics
+from gateway.serving.gathering import Page, lasting, page_of, text, total
 
 
 def page(requests: dict[str, int], seconds: list[float], **gauges: float) -> Page:
@@ -71,13 +70,6 @@ def test_every_process_shows_its_own_numbers() -> None:
     for worker in "12":
         assert f'process_resident_memory_bytes{{worker="{worker}"}}' in whole
     assert whole.count("process_resident_memory_bytes{") == 2
-
-
-def test_it_is_decided_of_every_gauge_how_several_become_one() -> None:
-    known = tuple(end for ends, _ in GAUGES for end in ends)
-    gauges = [f for f in page_of(Metrics(CollectorRegistry()).registry) if f.kind == "gauge" and not f.each]
-    assert gauges
-    assert [family.name for family in gauges if not family.name.endswith(known)] == []
 
 
 @pytest.mark.parametrize("kind", ["counter", "histogram", "gauge"])

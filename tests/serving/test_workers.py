@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.serving.gathering import GAUGES
 from tests.contract.targets import ROOT
 from tests.fakes import FakeEngine
 from tests.serving.crews import Crew, Request, chat, crew, linux, presets, until
@@ -48,10 +50,19 @@ async def test_every_row_of_every_worker_is_in_the_one_database(three: Crew) -> 
     assert {name for name in numbers if name.startswith("process_open_fds")} == {
         f'process_open_fds{{worker="{n}"}}' for n in (1, 2, 3)
     }
+    assert sum(value for name, value in numbers.items() if name.startswith("tempera_log_dropped_total")) == 0
     three.signal(signal.SIGTERM)
     assert await three.end() == 0
     assert three.rows() == [600]
     assert len(set(three.rows("id"))) == 600
+
+
+async def test_it_is_decided_of_every_gauge_how_several_become_one(three: Crew) -> None:
+    page = (await three.get("/metrics")).body.decode()
+    known = ("_workers", *(end for ends, _ in GAUGES for end in ends))
+    gauges = [name for name in re.findall(r"^# TYPE (\S+) gauge$", page, re.MULTILINE) if name.startswith("tempera_")]
+    assert len(gauges) > 5
+    assert [name for name in gauges if not name.endswith(known)] == []
 
 
 async def test_counters_never_go_down_whoever_is_asked_and_whoever_dies(three: Crew) -> None:
@@ -154,14 +165,12 @@ async def test_a_reload_reaches_every_worker_and_no_request_under_way(three: Cre
     newest = await _settled(three, {old, new})
     presets(three.home / "presets.yaml", 7)  # far outside the domain
     await asyncio.to_thread(until, lambda: three.said.count("was refused") >= 3)
-    assert {(await three.get("/readyz")).json["revision"] for _ in range(20)} == {newest}
+    assert await three.revisions() == {newest}
     victim = three.workers[2]
     os.kill(victim, signal.SIGKILL)
     await asyncio.to_thread(until, lambda: victim not in three.workers and len(three.workers) == 3)
     await asyncio.to_thread(until, lambda: three.said.count("was refused") >= 4)  # the new one read it too,
-    assert {(await three.get("/readyz")).json["revision"] for _ in range(30)} == {
-        newest
-    }  # and serves with the last good
+    assert await three.revisions() == {newest}  # and serves with the last good
     numbers = await three.numbers()
     assert numbers['tempera_reloads_total{outcome="refused"}'] >= 3
     assert numbers['tempera_reloads_total{outcome="ok"}'] >= 6
@@ -174,7 +183,7 @@ async def test_a_reload_reaches_every_worker_and_no_request_under_way(three: Cre
 async def _settled(gateway: Crew, olds: set[str]) -> str:
     """The revision in force on every worker, once it is a new one."""
     for _ in range(200):
-        found = {(await gateway.get("/readyz")).json["revision"] for _ in range(20)}
+        found = await gateway.revisions()
         if len(found) == 1 and not found & olds:
             return found.pop()
         await asyncio.sleep(0.1)
@@ -191,7 +200,7 @@ async def test_a_key_that_came_stays_needed_whoever_dies(three: Crew) -> None:
     await asyncio.to_thread(until, lambda: victim not in three.workers and len(three.workers) == 3)
     while (await three.numbers())["tempera_workers"] < 3:
         await asyncio.sleep(0.05)
-    assert {(await three.chat()).status for _ in range(40)} == {401}
+    assert {answer.status for answer in await three.everywhere("/v1/chat/completions", chat())} == {401}
 
 
 async def test_the_limits_of_a_key_hold_for_all_workers_together(three: Crew) -> None:
