@@ -13,6 +13,7 @@ import contextlib
 import functools
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -52,6 +53,7 @@ class Server(uvicorn.Server):
             await super().startup([])
             self._acceptor.start(sockets or [], self._protocol, lambda: len(self.server_state.connections), BACKLOG)
         if self.started:
+            _more_files()
             gc.collect()
             gc.freeze()
             gc.set_threshold(_GC_THRESHOLD, 20, 100)
@@ -114,6 +116,13 @@ class Server(uvicorn.Server):
             logging.getLogger("tempera").warning("%d requests were cut short by the shutdown", len(under_way))
             await asyncio.gather(*(pool.close() for pool in self._front.state.pools.values()))
             await asyncio.wait(under_way, timeout=_LAST_WORDS)
+
+
+def _more_files() -> None:
+    """As many open files as this process may have: a stream takes two, and most systems begin with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(settings: Settings) -> list[socket.socket]:
