@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import shutil
@@ -41,8 +42,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         health = self.path == "/readyz"
         if self.path == "/wait":
-            if self.connection.recv(1) == b"":
-                self.server.left.set()
+            with contextlib.suppress(ConnectionResetError):
+                assert self.connection.recv(1) == b""
+            self.server.left.set()
             return
         if self.path != "/stream":
             said = self.server.name.encode()
