@@ -75,8 +75,11 @@ def check(data: bytes) -> None:
     answer = data[5:]
     if options >> 5:  # the second half up to 4096 times over: heads, framing and bodies that do not end
         half = len(answer) // 2
-        answer = (answer + answer[half:] * (1 << (options >> 5) * 2 - 2))[: 4 * HIGH_WATER]
-    pieces = cut(answer, bytes(255 for _ in lengths) if len(answer) > 4096 else lengths)
+        answer = (answer + answer[half:] * (1 << (options >> 5) * 2 - 2))[: 3 * HIGH_WATER]
+    pieces = cut(answer, lengths)
+    if len(answer) > 4096:
+        size = 2048 + 8 * lengths[0]
+        pieces = [answer[i : i + size] for i in range(0, len(answer), size)]
     asyncio._set_running_loop(_loop)
     try:
         cutted = _answered(pieces, options)
