@@ -77,7 +77,8 @@ async def generate(turn: Turn, body: bytes) -> Plan:
         )
     prompt = envelope.value(fields, "prompt")
     if not isinstance(prompt, str) or not prompt:
-        raise InvalidRequest(f"prompt must be a non-empty string; got {envelope.show(prompt)}.", param="prompt")
+        # Not quoted, unlike other values: what people write does not belong into errors.
+        raise InvalidRequest("prompt must be a non-empty string.", param="prompt")
     messages = [{"role": "user", "content": prompt}]
     chat: dict[str, Any] = {name: raw for name, raw in fields.items() if name != "prompt"}
     chat["messages"] = envelope.raw(messages)
