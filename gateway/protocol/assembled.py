@@ -37,7 +37,7 @@ def assemble(body: bytes, stream: bool) -> Assembled:
     """A finished reply of any of the four protocols, from its bytes. Never raises: what cannot be read is left out."""
     try:
         return _chat_stream(body) if stream else _chat(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _anything(body, stream)
 
 

@@ -44,8 +44,8 @@ class Splitter:
     """Bytes in, whole events out. Comments are skipped; an event that the stream's end cuts off is never given out."""
 
     def __init__(self) -> None:
-        self._rest = b""
-        self._after_cr = False
+        self._held: list[bytes] = []  # of the event that is not finished
+        self._after_cr = self._after_line = False
 
     def feed(self, data: bytes) -> list[Event]:
         """The events completed by these bytes, in order."""
@@ -56,7 +56,13 @@ class Splitter:
         self._after_cr = data.endswith(b"\r")
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *blocks, self._rest = (self._rest + text).split(b"\n\n")
+        ends = b"\n\n" in text or (self._after_line and text.startswith(b"\n"))
+        self._held.append(text)
+        self._after_line = text.endswith(b"\n") if text else self._after_line
+        if not ends:
+            return []
+        *blocks, rest = b"".join(self._held).split(b"\n\n")
+        self._held = [rest]
         return [event for block in blocks if (event := _event(block)) is not None]
 
 
@@ -81,33 +87,43 @@ class Gate:
 
     def __init__(self, drop_usage: bool) -> None:
         self._drop = drop_usage
-        self._rest = b""
+        self._held: list[bytes] = []  # of the event that is not finished; its end is looked for in new bytes only
+        self._size = 0
 
     def feed(self, data: bytes) -> bytes:
         """What may go to the client now."""
-        if self._rest:
-            data, self._rest = self._rest + data, b""
-        if not data.endswith(_ENDS):
-            cut = max(data.rfind(end) + len(end) for end in _ENDS if end in data) if _ends_in(data) else 0
-            if len(data) - cut <= MAX_HELD:
-                data, self._rest = data[:cut], data[cut:]
+        if self._held or not data.endswith(_ENDS):
+            data = self._whole(data)
         if self._drop and b'"usage"' in data:
             return b"".join(event for event in _EVENT.findall(data) if not _only_usage(event))
         return data
 
+    def _whole(self, data: bytes) -> bytes:
+        if not data:
+            return data
+        before = b"".join(self._held[-3:])[-3:]  # an end has four bytes at most
+        window = before + data
+        cut = max((window.rfind(end) + len(end) for end in _ENDS if end in window), default=0) - len(before)
+        if cut <= 0 and self._size + len(data) <= MAX_HELD:
+            self._held.append(data)
+            self._size += len(data)
+            return b""
+        if cut <= 0 or len(data) - cut > MAX_HELD:
+            cut = len(data)
+        out, rest = b"".join((*self._held, data[:cut])), data[cut:]
+        self._held, self._size = [rest] if rest else [], len(rest)
+        return out
+
     def rest(self) -> bytes:
         """What was held back when the stream has ended; complete or not is for the client to judge."""
-        rest, self._rest = self._rest, b""
+        rest = b"".join(self._held)
+        self._held, self._size = [], 0
         return rest
 
 
 MAX_HELD: Final = 1024 * 1024  # bytes; a longer "event" is let through unfinished
 _ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _EVENT: Final = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)|.+\Z", re.DOTALL)
-
-
-def _ends_in(data: bytes) -> bool:
-    return any(end in data for end in _ENDS)
 
 
 def _only_usage(event: bytes) -> bool:

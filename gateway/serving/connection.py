@@ -188,6 +188,8 @@ class Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
+            if self.sink is not None and reply.complete:  # what is wrong came after the last byte
+                self.pour(reply)
             self._refuse(error)
             return
         if self.sink is not None and (self.parts or reply.complete):

@@ -284,6 +284,8 @@ class Turn:
 
 
 def _outcome(error: GatewayError) -> Outcome:
+    if error.code == "shutting_down" and isinstance(error, UpstreamError):
+        return "internal_error"  # cut short by us
     if isinstance(error, UpstreamError):
         return error.code if error.code in _UPSTREAM_OUTCOMES else "upstream_error"  # type: ignore[return-value]
     return "internal_error" if isinstance(error, Internal) else "rejected"

@@ -116,7 +116,7 @@ class Pool:
         """Drop every connection, those in use included, and return when all are gone."""
         self._closed = True
         for connection in self._live:
-            connection.fail(UpstreamReset("the gateway is shutting down"))
+            connection.fail(UpstreamReset("the gateway is shutting down", code="shutting_down"))
         if self._live:
             self._emptied = asyncio.get_running_loop().create_future()
             await self._emptied
