@@ -188,9 +188,7 @@ class Connection(asyncio.Protocol):
         try:
             self.parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            if self.sink is not None and reply.complete:  # what is wrong came after the last byte
-                self.pour(reply)
-            self._refuse(error)
+            self._refuse(error, reply)
             return
         if self.sink is not None and (self.parts or reply.complete):
             self.fresh = True
@@ -210,7 +208,7 @@ class Connection(asyncio.Protocol):
             if not self.in_head:
                 self.overhead += len(data)
             if self.overhead > MAX_HEAD:
-                self._refuse(HttpParserError(f"more than {MAX_HEAD} bytes without a piece of the body"))
+                self._refuse(HttpParserError(f"more than {MAX_HEAD} bytes without a piece of the body"), reply)
 
     def eof_received(self) -> None:
         reply = self.reply
@@ -231,8 +229,10 @@ class Connection(asyncio.Protocol):
             self.fail(UpstreamReset(f"engine {self.name} closed the connection before {when}"))
         self.lost(self)
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: Exception, reply: Reply) -> None:
         """The bytes are not an HTTP response to this request; what came before them may still be read."""
+        if self.sink is not None and reply.complete:
+            self.pour(reply)
         cause = error.__context__
         if not isinstance(cause, UpstreamInvalidResponse):
             cause = UpstreamInvalidResponse(f"engine {self.name} did not answer in HTTP/1.1: {error}")
