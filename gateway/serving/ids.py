@@ -8,20 +8,15 @@ import time
 from typing import Final
 
 _source = random.Random()  # noqa: S311 - an id is no secret
+_MARKS: Final = 7 << 76 | 2 << 62  # version and variant
+_RANDOM: Final = ~(3 << 62)
 _SANE: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}").fullmatch
 
 
 def exchange_id() -> str:
     """48 bits of Unix milliseconds, then 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    noise = _source.getrandbits(74)
-    return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - half the time of an f-string here
-        milliseconds >> 16,
-        milliseconds & 0xFFFF,
-        noise >> 62,
-        0x8000 | (noise >> 48 & 0x3FFF),
-        noise & 0xFFFFFFFFFFFF,
-    )
+    digits = (time.time_ns() // 1_000_000 << 80 | _source.getrandbits(76) & _RANDOM | _MARKS).to_bytes(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def request_id(own: bytes | None, fallback: str) -> str:
