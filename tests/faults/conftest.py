@@ -15,7 +15,7 @@ from tests.faults.house import Gateway, Ledger, running
 
 Start = Callable[..., AbstractContextManager[Gateway]]
 LEDGER = Ledger()  # of the whole run
-HASTY = {"connect": 0.4, "headers": 0.4, "idle": 0.4}
+HASTY = {"connect": 0.3, "headers": 0.3, "idle": 0.3}
 MAX_REPLY = 1_000_000
 
 
@@ -93,7 +93,7 @@ def strict_gateway(
     """Keys are needed, and clients get little time."""
     home = tmp_path_factory.mktemp("strict")
     presets = write_presets(home / "presets.yaml", scripted)
-    times = {"TEMPERA_READ_TIMEOUT": "1", "TEMPERA_WRITE_TIMEOUT": "1"}
+    times = {"TEMPERA_READ_TIMEOUT": "0.5", "TEMPERA_WRITE_TIMEOUT": "0.5"}
     keys = {"TEMPERA_API_KEY": API_KEY, "TEMPERA_OPERATOR_KEY": OPERATOR_KEY}
     with running(home, ledger, "--presets", str(presets), **times, **keys) as gateway:
         yield gateway

@@ -147,7 +147,7 @@ def test_a_stream_falls_silent(gateway: Gateway, engine: ScriptedEngine, path: s
 def test_slow_is_not_silent(gateway: Gateway, engine: ScriptedEngine) -> None:
     """Longer than every timeout together, with a byte now and then: the stream is whole, comments included."""
     sent = b": keep-alive\n\n" + words(CHAT, "Hello") + b"data: [DONE]\n\n"
-    steps = [step for at in range(0, len(sent), 24) for step in (chunk(sent[at : at + 24]), Pause(0.15))]
+    steps = [step for at in range(0, len(sent), 24) for step in (chunk(sent[at : at + 24]), Pause(0.1))]
     engine.plays(STREAM_HEAD, *steps, END_CHUNK)
     answer = gateway.ask(model="hasty", stream=True)
     assert (answer.status, answer.body, answer.ended) == (200, sent, True)
@@ -157,7 +157,7 @@ def test_slow_is_not_silent(gateway: Gateway, engine: ScriptedEngine) -> None:
 @pytest.mark.fault(rows.SILENT)
 def test_a_slow_engine_has_the_time_it_was_given(gateway: Gateway, engine: ScriptedEngine) -> None:
     """No default of 5 seconds hides anywhere: this preset's engine has ten minutes."""
-    engine.plays(Pause(5.5), whole(completion()))
+    engine.plays(Pause(5.2), whole(completion()))
     assert gateway.ask(model="balanced").status == 200
 
 

@@ -59,7 +59,7 @@ def test_open_requests_are_finished(start: Start, engine: ScriptedEngine, number
 def test_the_deadline_ends_what_does_not_end(start: Start, engine: ScriptedEngine, stream: bool) -> None:
     """Exit code 0 all the same, the engine is freed, and the row is there."""
     engine.plays(*((STREAM_HEAD, event("Hel"), Hold()) if stream else (Hold(),)))
-    with start(TEMPERA_SHUTDOWN_TIMEOUT="1") as gateway, Client(gateway) as client:
+    with start(TEMPERA_SHUTDOWN_TIMEOUT="0.4") as gateway, Client(gateway) as client:
         identifier = client.ask(CHAT, asking(model="balanced", stream=stream))
         seen = engine.seen()
         if stream:
@@ -109,8 +109,10 @@ def reloading(tmp_path_factory: pytest.TempPathFactory, scripted: ScriptedEngine
 
 
 @pytest.mark.fault(rows.RELOAD)
-@pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("how", ["SIGHUP", "the file's time"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [*((name, "SIGHUP") for name in BROKEN), ("not YAML", "the file's time"), ("gone", "the file's time")],
+)
 def test_a_broken_file_changes_nothing(reloading: Gateway, engine: ScriptedEngine, name: str, how: str) -> None:
     """Said in the log, the metric and /readyz, which stays ready; a good file ends the trouble."""
     gateway, path = reloading, reloading.home / "presets.yaml"
