@@ -194,13 +194,13 @@ def _chunks(rows: list[Row]) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def _insert_sqlite(connection: Connection, rows: list[Row]) -> int:
+    driver: Any = connection.connection.driver_connection
     new = 0
     for chunk in _chunks(rows):
         if len(chunk) == _CHUNK:
-            flat = tuple(chain.from_iterable(chunk))
-            new += connection.exec_driver_sql(_MANY, flat).rowcount
+            new += driver.execute(_MANY, tuple(chain.from_iterable(chunk))).rowcount
         else:
-            new += connection.exec_driver_sql(_ONE, chunk).rowcount
+            new += driver.executemany(_ONE, chunk).rowcount
     return new
 
 
