@@ -13,8 +13,9 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.protocol.errors import Internal, TooLarge
+from gateway.protocol.errors import GatewayError, Internal, TooLarge
 from gateway.serving.client import ClientGoneError, Headers, Message, Scope
+from gateway.serving.ids import exchange_id
 
 if TYPE_CHECKING:
     from gateway.serving.wire import Protocol
@@ -209,3 +210,13 @@ def _remembered(group: Headers) -> tuple[bytes, int | None, bool]:
     if not block.count(b"\r") == block.count(b"\n") == len(lines):
         raise RuntimeError("A reply header holds a line break.")
     return block, length, ends
+
+
+def refusal(error: GatewayError) -> bytes:
+    """The reply to what is no request: it has no exchange, but an id to ask about all the same."""
+    body, identifier = error.body(), exchange_id().encode()
+    return (
+        b"%bcontent-type: application/json\r\nx-tempera-exchange: %b\r\nx-request-id: %b\r\n"
+        b"content-length: %d\r\nconnection: close\r\n\r\n%b"
+        % (LINES[error.status], identifier, identifier, len(body), body)
+    )

@@ -1,27 +1,20 @@
-"""A request's head as far as the parser leaves it to us: its path, and offers that would mislead the parser.
+"""How requests are read off the wire: the parser, as this server sets it, and a request's target.
 
-Pure; knows nothing about routes.
+Knows httptools; nothing about connections or routes.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Final
 from urllib.parse import unquote
 
 import httptools
 
 
-def without_upgrade(data: bytes) -> bytes:
-    """A request without its offer to speak another protocol, which we do not take: the parser would read the body as
-    that protocol. Java's client offers HTTP/2 with every first request. (A head that arrives in pieces keeps its offer,
-    and is refused if it has a body.)
-    """
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"", head) + end + rest
-
-
-_UPGRADE: Final = re.compile(rb"(?i)\r\n(?:upgrade|http2-settings):[^\r\n]*")
+def new_parser(protocol: object) -> httptools.HttpRequestParser:
+    """A parser that calls `protocol`. What follows a client's last request is not looked at, and no error."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 def split(url: bytes) -> tuple[str, bytes, bytes]:

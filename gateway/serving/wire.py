@@ -21,14 +21,14 @@ from uvicorn.server import ServerState
 from gateway.protocol.dialects import PATHS
 from gateway.protocol.errors import GatewayError, InvalidRequest, RequestTimeout
 from gateway.serving.client import EXTENSION
-from gateway.serving.cycle import LINES, Cycle
-from gateway.serving.heads import split, without_upgrade
-from gateway.serving.ids import exchange_id
+from gateway.serving.cycle import Cycle, refusal
+from gateway.serving.heads import new_parser, split
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an unread request at which the socket is read no further
 MAX_HEAD: Final = 64 * 1024  # bytes of a request's line and headers
 _SLOWEST: Final = 16 * 1024  # bytes a second that a body must come with, beyond the time it has anyway
 _KNOWN: Final = {path.encode(): path for path in PATHS}
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -58,7 +58,7 @@ class Protocol(asyncio.Protocol):
         self.full = False
         self._app, self._state, self._deadlines = config.loaded_app, server_state, deadlines
         self._app_state = app_state
-        self._parser = self._new_parser()
+        self._parser = new_parser(self)
         self._url, self._headers, self._expects = b"", list[tuple[bytes, bytes]](), False
         self._head = 0  # bytes of the head that is arriving
         self._incoming: Cycle | None = None  # whose body is arriving
@@ -66,6 +66,7 @@ class Protocol(asyncio.Protocol):
         self._queue: deque[Cycle] = deque()  # asked while another was being answered
         self._held = 0  # bytes of them, about
         self._reading = self._refused = self._paused = self._closing = False
+        self._again = False  # the parser is told of a request that it has begun already
         self._room: asyncio.Future[None] | None = None
         self._fresh = True  # a request or a reply has ended since the last `check`
         self._since = 0.0  # when that was, or when the client last took a byte
@@ -89,11 +90,11 @@ class Protocol(asyncio.Protocol):
         }
 
     def data_received(self, data: bytes) -> None:
-        if not self._reading and data.find(b"pgrade", 0, MAX_HEAD) > 0:
-            data = without_upgrade(data)
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
+        except httptools.HttpParserError as error:
             cause = error.__context__
             text = "This is not an HTTP/1.1 request the parser understands."
             self._refuse(cause if isinstance(cause, GatewayError) else InvalidRequest(text, code="invalid_http"))
@@ -102,8 +103,18 @@ class Protocol(asyncio.Protocol):
             if self._head > MAX_HEAD:
                 self._refuse(InvalidRequest(f"The head has more than {MAX_HEAD} bytes.", code="invalid_http"))
 
-    def eof_received(self) -> None:
-        """A client that closes its side is gone: whoever waits for a reply keeps both open."""
+    def _decline(self, rest: bytes) -> None:
+        """Goes on in HTTP/1.1. The parser has taken what follows the head for the other protocol, so a new one is told
+        again how the body is framed. Java's client offers HTTP/2 with every first request.
+        """
+        self._parser = new_parser(self)
+        framing = [header for header in self._headers if header[0] in _FRAMING]
+        if framing and self._incoming is not None:
+            self._again = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % framing[0])
+            self._again = False
+        if rest:
+            self.data_received(rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
@@ -143,6 +154,8 @@ class Protocol(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._head = 0
+        if self._again:
+            return
         url, parser = self._url, self._parser
         path, raw_path, query = _KNOWN.get(url), url, b""
         if path is None:
@@ -192,6 +205,8 @@ class Protocol(asyncio.Protocol):
             self._pause_reading()
 
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade() and any(name in _FRAMING for name, _ in self._headers):
+            return  # its body comes yet
         self._reading = False
         cycle, self._incoming = self._incoming, None
         if cycle is not None:
@@ -278,17 +293,7 @@ class Protocol(asyncio.Protocol):
         if incoming is not None and incoming.started:  # in the middle of a reply there is no place for another
             self.transport.close() if incoming.done else self.transport.abort()
             return
-        body, identifier = error.body(), exchange_id().encode()
-        self.transport.write(
-            b"%bcontent-type: application/json\r\nx-tempera-exchange: %b\r\nx-request-id: %b\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (LINES[error.status], identifier, identifier, len(body), body)
-        )
+        self.transport.write(refusal(error))
         self.transport.close()
         if incoming is not None:
             incoming.leave()
-
-    def _new_parser(self) -> httptools.HttpRequestParser:
-        parser = httptools.HttpRequestParser(self)
-        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # what follows the last request is not looked at
-        return parser

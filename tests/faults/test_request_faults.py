@@ -248,12 +248,9 @@ def test_what_is_asked_for_besides_is_no_trouble(gateway: Gateway, engine: Scrip
     assert not {"upgrade", "expect"} & set(engine.requests[0].headers)
 
 
-IN_PIECES = pytest.mark.xfail(reason="an offer in a head that comes in pieces is seen too late", strict=True)
-
-
 @pytest.mark.fault(rows.HEADERS)
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-@pytest.mark.parametrize("pieces", [1, 2, *(pytest.param(n, marks=IN_PIECES) for n in (7, 60))])
+@pytest.mark.parametrize("pieces", [1, 2, 7, 60])
 def test_an_offer_to_upgrade_is_declined(gateway: Gateway, engine: ScriptedEngine, pieces: int, framing: str) -> None:
     """Java's own client makes one with every first request, body and all; wherever the bytes are cut."""
     body, identifier = json.dumps(asking(model="balanced")).encode(), f"upgrade-{pieces}-{framing}"
