@@ -9,12 +9,19 @@ from urllib.parse import unquote
 
 import httptools
 
+from gateway.protocol.errors import InvalidRequest
+
 
 def new_parser(protocol: object) -> httptools.HttpRequestParser:
     """A parser that calls `protocol`. What follows a client's last request is not looked at, and no error."""
     parser = httptools.HttpRequestParser(protocol)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser
+
+
+def not_a_request(why: str = "The parser does not understand it.") -> InvalidRequest:
+    """The refusal of what does not become a request."""
+    return InvalidRequest(f"This is not an HTTP/1.1 request. {why}", code="invalid_http")
 
 
 def split(url: bytes) -> tuple[str, bytes, bytes]:

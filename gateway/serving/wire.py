@@ -19,10 +19,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from gateway.protocol.dialects import PATHS
-from gateway.protocol.errors import GatewayError, InvalidRequest, RequestTimeout
+from gateway.protocol.errors import GatewayError, RequestTimeout
 from gateway.serving.client import EXTENSION
 from gateway.serving.cycle import Cycle, refusal
-from gateway.serving.heads import new_parser, split
+from gateway.serving.heads import new_parser, not_a_request, split
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an unread request at which the socket is read no further
 MAX_HEAD: Final = 64 * 1024  # bytes of a request's line and headers
@@ -90,31 +90,31 @@ class Protocol(asyncio.Protocol):
         }
 
     def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._decline(data[offer.args[0] :])
-        except httptools.HttpParserError as error:
-            cause = error.__context__
-            text = "This is not an HTTP/1.1 request the parser understands."
-            self._refuse(cause if isinstance(cause, GatewayError) else InvalidRequest(text, code="invalid_http"))
+        rest = data
+        while rest:
+            try:
+                self._parser.feed_data(rest)
+                break
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+                self._decline()
+            except httptools.HttpParserError as error:
+                cause = error.__context__
+                self._refuse(cause if isinstance(cause, GatewayError) else not_a_request())
+                break
         if self._head:
             self._head += len(data)
             if self._head > MAX_HEAD:
-                self._refuse(InvalidRequest(f"The head has more than {MAX_HEAD} bytes.", code="invalid_http"))
+                self._refuse(not_a_request(f"Its head has more than {MAX_HEAD} bytes."))
 
-    def _decline(self, rest: bytes) -> None:
-        """Goes on in HTTP/1.1. The parser has taken what follows the head for the other protocol, so a new one is told
-        again how the body is framed. Java's client offers HTTP/2 with every first request.
-        """
+    def _decline(self) -> None:
+        """Go on in HTTP/1.1, with a parser that does not take the body for HTTP/2: Java's client offers that."""
         self._parser = new_parser(self)
         framing = [header for header in self._headers if header[0] in _FRAMING]
         if framing and self._incoming is not None:
             self._again = True
             self._parser.feed_data(b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % framing[0])
             self._again = False
-        if rest:
-            self.data_received(rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
