@@ -124,5 +124,10 @@ def is_loopback(host: str) -> bool:
 
 def key_of(headers: Mapping[str, str]) -> bytes | None:
     """The key in a request's headers: a bearer token, or x-api-key as Anthropic's clients send it."""
-    bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
-    return (bearer or headers.get("x-api-key", "")).encode() or None
+    sent = headers.get("authorization", "").encode("latin-1")
+    return bearer(sent) or headers.get("x-api-key", "").encode("latin-1") or None
+
+
+def bearer(authorization: bytes) -> bytes:
+    """The key in an Authorization header; the scheme's name is in any case (RFC 9110), or left out."""
+    return authorization[7:].strip() if authorization[:7].lower() == b"bearer " else authorization

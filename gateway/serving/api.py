@@ -76,8 +76,13 @@ def _models(state: State) -> APIRouter:
     async def show_model(model: str) -> dict[str, Any]:
         """One model or preset by its name."""
         for attempt in range(2):
-            found = next((entry for entry in entries() if entry["id"] == model), None)
-            if found is not None:
+            known = {entry["id"]: entry for entry in entries()}
+            base, _, preset = model.rpartition(":")  # what a request may ask for can be looked up
+            engine = known.get(base, {"preset": True})
+            if model not in known and preset in state.config.presets and "preset" not in engine:
+                return engine | {"id": model}
+            if model in known:
+                found: dict[str, Any] = known[model]
                 return found
             if attempt == 0:
                 await state.models.refresh()

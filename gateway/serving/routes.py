@@ -28,6 +28,7 @@ from gateway.protocol.errors import (
     UpstreamInvalidResponse,
     UpstreamUnavailable,
 )
+from gateway.serving.access import bearer
 from gateway.serving.limits import Stay
 from gateway.serving.relay import Passage, Prepare, Turn
 
@@ -147,7 +148,7 @@ async def _admit(turn: Turn, size: int) -> None:
     if turn.state.draining:
         raise Draining("The gateway is shutting down; try again.")
     access = turn.state.access
-    key = turn.headers.get(b"authorization", b"").removeprefix(b"Bearer ") or turn.headers.get(b"x-api-key")
+    key = bearer(turn.headers.get(b"authorization", b"")) or turn.headers.get(b"x-api-key")
     turn.caller = caller = access.admit(key)
     turn.exchange.key = caller.name
     if caller.limits is not None:

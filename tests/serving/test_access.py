@@ -132,6 +132,8 @@ def test_this_machine_only(host: str) -> None:
     ("headers", "key"),
     [
         ({"authorization": "Bearer a"}, b"a"),
+        ({"authorization": "bearer a"}, b"a"),
+        ({"authorization": "BEARER  a "}, b"a"),
         ({"x-api-key": "b"}, b"b"),
         ({"authorization": "Bearer a", "x-api-key": "b"}, b"a"),
         ({"authorization": "Bearer "}, None),

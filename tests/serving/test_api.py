@@ -169,6 +169,14 @@ async def test_one_model(name: str) -> None:
     assert answer.json in listed
 
 
+async def test_a_model_with_a_preset_can_be_looked_up_as_it_can_be_asked_for() -> None:
+    gateway = Gateway(SHIPPED_CONFIG, facts_of(default=Engine(VLLM, (Model(MODEL),))))
+    answer = await gateway.get(f"/v1/models/{MODEL}:creative")
+    assert (answer.status, answer.json["id"], answer.json["owned_by"]) == (200, f"{MODEL}:creative", "default")
+    for name in (f"{MODEL}:nope", "creative:coding", "nope:creative"):
+        assert (await gateway.get(f"/v1/models/{name}")).status == 404
+
+
 async def test_a_model_that_is_not_known_is_asked_for_once_and_then_a_404() -> None:
     gateway = Gateway(SHIPPED_CONFIG)
     answer = await gateway.get("/v1/models/nope")
