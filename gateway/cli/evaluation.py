@@ -56,7 +56,7 @@ def _json(document: Any) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
-@click.command()
+@click.command(short_help="Prove that temperatures are applied.")
 @_SERVER
 @click.option("--preset", help="Verify what this preset really applies.")
 @click.option("--temperatures", help="A list such as 0.2,0.7,1.3  [default: 0.2,0.5,0.7,1.0,1.3]")
@@ -78,7 +78,7 @@ def verify(temperatures: str | None, as_json: bool, **options: Any) -> None:
     sys.exit(0 if found.passed else 1)
 
 
-@click.command()
+@click.command(short_help="Try temperatures on cases; resumes.")
 @_SERVER
 @click.option("--preset", help="Sweep with this preset's other parameters  [default: each scenario's own]")
 @click.option("--neutral", is_flag=True, default=None, help="Switch every other parameter off instead.")
@@ -101,7 +101,7 @@ def sweep(**options: Any) -> None:
     sys.exit(code)
 
 
-@click.command()
+@click.command(short_help="A range for each scenario of a sweep.")
 @click.argument("sweep", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--scenario", "scenarios", multiple=True, help="Only these scenarios; may be repeated.")
 @_OBJECTIVE
@@ -127,7 +127,7 @@ def recommend(as_json: bool, **options: Any) -> None:
     sys.exit(found.exit_code)
 
 
-@click.command()
+@click.command(short_help="A sweep as a page to read.")
 @click.argument("sweep", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(path_type=Path), help="Where to, without the ending  [default: beside SWEEP]")
 @click.option("--format", "formats", type=click.Choice(["html", "md", "json"]), multiple=True, help="[default: all]")

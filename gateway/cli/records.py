@@ -58,7 +58,7 @@ def _filters(asked: dict[str, Any]) -> Any:
     return Filters(**asked, **stamps)
 
 
-@click.command()
+@click.command(short_help="Results of A/B experiments.")
 @click.argument("name", required=False)
 @_LOG
 @PRESETS
@@ -114,7 +114,7 @@ def _in_full(result: Result) -> None:
     click.echo(f"\n{words.verdict(result.verdict, 'en')}" + (f": {reasons}" if reasons else ""))
 
 
-@click.command("log")
+@click.command("log", short_help="The newest exchanges, or by temperature.")
 @click.option("--by", type=click.Choice(["temperature"]), help="Summarise instead of listing.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many to list.")
 @click.option("--ids", is_flag=True, help="Put the exchange ids in front.")

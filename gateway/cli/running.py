@@ -40,7 +40,7 @@ def _degenerate(text: str) -> bool:
     return signs(text, "zh" if shares.get("han", 0.0) > 0.5 else "en").degenerate
 
 
-@click.command()
+@click.command(short_help="Run the gateway.")
 @_SERVING
 def serve(model: Path | None, **flags: Any) -> None:
     """Run the gateway (and the embedded engine, if no upstream is given)."""
@@ -53,7 +53,7 @@ def serve(model: Path | None, **flags: Any) -> None:
     sys.exit(serve(start))
 
 
-@click.command()
+@click.command(short_help="Run everything: engine, gateway and chat.")
 @_SERVING
 @click.option("--no-chat", is_flag=True, help="Leave the chat out.")
 def up(model: Path | None, no_chat: bool, **flags: Any) -> None:
@@ -76,7 +76,7 @@ def worker(descriptor: int) -> None:
     sys.exit(work(descriptor, _degenerate))
 
 
-@click.command()
+@click.command(short_help="Every mistake of a presets file, or of cases.")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--schema", is_flag=True, help="Print the JSON Schema for editors instead.")
 def check(file: Path, schema: bool) -> None:
