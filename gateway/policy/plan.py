@@ -126,7 +126,7 @@ class Settled(Struct, frozen=True):
     headers: tuple[Header, ...]
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=512)
 def _chosen(case: _Case, config: Config, facts: Facts) -> Chosen:
     judged, protocol, preset_name, key_preset, _ = case
     fields = {name: Raw(raw) for name, raw in judged}
@@ -136,7 +136,7 @@ def _chosen(case: _Case, config: Config, facts: Facts) -> Chosen:
     return Chosen(preset, upstream, model, facts.engines[upstream].dialect, told)
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=512)
 def _settled(case: _Case, config: Config, chosen: Chosen, arm: Arm) -> Settled:
     judged, protocol, _, _, key_presets = case
     fields = {name: Raw(raw) for name, raw in judged}

@@ -123,7 +123,7 @@ class Turn:
         except asyncio.CancelledError:  # also while an error is being told
             if not self._gone:  # the server's last moment
                 self._fail(Draining("The gateway is shutting down."))
-                self.exchange.outcome = "internal_error"
+                self.exchange.outcome = "ok" if self._told else "internal_error"
                 raise
             if self.exchange.outcome == "ok" and not self._told:
                 self.exchange.outcome = "client_disconnect"
@@ -244,6 +244,9 @@ class Turn:
 
     def _fail(self, error: GatewayError) -> None:
         """Tell the client in whatever way is still open: a status, or the last event of its stream."""
+        if self._told:  # it has the last event of its stream; what broke after that is nobody's concern
+            self._client.write(b"", more=False)
+            return
         self.exchange.outcome = _outcome(error)
         self.exchange.error = error.code
         if self._gone:

@@ -123,6 +123,7 @@ class Protocol(asyncio.Protocol):
         for cycle in (self._active, self._incoming):
             if cycle is not None:
                 cycle.leave()
+        self._active = self._incoming = None  # they refer back to this object
         self._queue.clear()
         del self._parser  # it refers back to this object
 

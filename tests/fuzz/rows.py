@@ -36,7 +36,7 @@ def check(data: bytes) -> None:
     )
     row = digest(raw, _redact, _LIMIT)
     text = msgspec.json.encode(row).decode()
-    assert SECRET not in text.replace(REDACTED, ""), "a secret is on record"
+    assert SECRET not in text.replace(REDACTED, "|"), "a secret is on record"
     for name in JSON_COLUMNS:
         value = getattr(row, name)
         if value is not None:

@@ -263,6 +263,14 @@ async def test_a_client_may_hang_up_on_its_last_event(path: str, last: bytes, ou
     assert (driven.exchange.outcome, driven.so_far) == (outcome, FIRST + last)
 
 
+@pytest.mark.parametrize(("path", "last", "outcome"), DONES[:3])
+async def test_an_engine_may_break_off_after_the_last_event(path: str, last: bytes, outcome: str) -> None:
+    """Nobody reads on after it: no error event where the contract has none, and the exchange is whole."""
+    reply = stream(FIRST, last, UpstreamReset("x"))
+    driven = await ask(reply, path=path, body=STREAMED).start().finish()
+    assert (driven.exchange.outcome, driven.exchange.error, driven.body) == (outcome, None, FIRST + last)
+
+
 async def test_a_client_that_leaves_after_its_reply_has_had_it() -> None:
     driven = await ask(plain(REPLY)).start().finish()
     driven.leave()
