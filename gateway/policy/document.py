@@ -13,6 +13,7 @@ from typing import Any, Final, get_args, get_origin
 
 import msgspec
 import yaml
+from yaml.constructor import SafeConstructor
 
 Path = tuple[str | int, ...]
 
@@ -41,6 +42,7 @@ class Document:
         self.problems: list[Problem] = []
         self._lines: dict[Path, int] = {}
         self._nodes = 0
+        self._scalars = SafeConstructor()  # remembers every node it has seen, so it must not outlive this text
         self.value: Any = None
         try:
             node = yaml.compose(text, Loader=_Loader)
@@ -82,7 +84,7 @@ class Document:
                 for index, item in enumerate(node.value):
                     self._lines[(*path, index)] = item.start_mark.line + 1
                 return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
-            return _scalars.construct_object(node)
+            return self._scalars.construct_object(node)
         except (KeyError, ValueError) as error:  # an explicit tag on a text that is nothing of the kind
             self.problems.append(Problem(node.start_mark.line + 1, ".".join(map(str, path)), f"not valid: {error}"))
             return None
@@ -173,4 +175,3 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
-_scalars = _Loader("")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,6 +117,19 @@ def test_lines() -> None:
     document = Document("# comment\na:\n  b: [1,\n    2]\n  'c d': {e: 5}\n")
     assert [document.line(path) for path in [("a",), ("a", "b"), ("a", "b", 1), ("a", "c d", "e")]] == [2, 3, 4, 5]
     assert [document.line(path) for path in [("a", "zz"), ("a", "c d", "zz", "y"), ("zz",), ()]] == [2, 5, 1, 1]
+
+
+def test_nothing_of_a_text_is_kept() -> None:
+    """A gateway reads its presets for as long as it runs, whenever they change."""
+
+    def nodes() -> int:
+        gc.collect()
+        return sum(type(each) is yaml.ScalarNode for each in gc.get_objects())
+
+    before = nodes()
+    for _ in range(3):
+        value_of("a: [1, b, true]")
+    assert nodes() == before
 
 
 def test_a_problem_reads_as_one_line() -> None:
