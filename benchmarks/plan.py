@@ -3,8 +3,10 @@
     python benchmarks/plan.py            prints the page's tables in Markdown
     python benchmarks/plan.py --write    puts them into docs/scale.md
 
-FIGURES is the one place to edit when something was measured anew; a test holds the page to this output. Knows
-arithmetic; measures nothing. The last line of output is one JSON document.
+FIGURES is the one place to edit when something was measured anew; a test holds the page to this output. The CPU per
+chunk and per request is that of the newest run which `benchmarks/simulate.py --all` kept; the rest is edited by hand:
+memory and rows after benchmarks/capacity.py, the router after a comparison with it. Knows arithmetic; measures nothing.
+The last line of output is one JSON document.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scale.md"
+RUNS = Path(__file__).resolve().parent / "runs"
 BEGIN, END = "<!-- computed by benchmarks/plan.py --write -->", "<!-- end of what is computed -->"
 STREAMS = (1_000, 10_000, 100_000)
 # An event of vLLM 0.32 as it leaves it, chunk framing included.
@@ -38,9 +41,21 @@ class Figure:
     source: str
 
 
+def measured() -> tuple[Figure, Figure]:
+    """CPU of a gateway per chunk and per request, from the newest run: its calmest step, where chunks share nothing."""
+    path = max(RUNS.glob("scaleout-*.json"))
+    run = json.loads(path.read_text(encoding="utf-8"))
+    row = min((row for row in run["rows"] if row["gateways"] == 1), key=lambda row: float(row["streams"]))
+    request = round(run["request_us"])
+    chunk = round(row["cpu_us_per_chunk"]["gateways"] - request / run["chunks_per_stream"], 1)
+    where = f"measured, log on: benchmarks/runs/{path.name}"
+    return Figure(chunk, "us of one core", where), Figure(request, "us of one core", where)
+
+
+_chunk, _request = measured()
 FIGURES = {
-    "chunk_cpu": Figure(34, "us of one core", "measured, log and keys on: docs/performance.md"),
-    "request_cpu": Figure(110, "us of one core", "measured, log and keys on: docs/performance.md"),
+    "chunk_cpu": _chunk,
+    "request_cpu": _request,
     "idle_memory": Figure(74.2, "MB per worker", "measured: benchmarks/capacity.py, 2026-11-23"),
     "stream_memory": Figure(46.5, "kB per open stream", "measured: benchmarks/capacity.py (500 and 1,000 streams)"),
     "row_rate": Figure(41_675, "rows/s by one writer", "measured: benchmarks/capacity.py (PostgreSQL, fsync off)"),
@@ -61,7 +76,9 @@ FIGURES = {
     "retention": Figure(30, "days", "assumed: TEMPERA_LOG_RETENTION_DAYS=30"),
     "link": Figure(10e9, "bit/s", "assumed: the balancer's network card, each direction"),
     "places": Figure(1000, "requests under way per worker", "the default of TEMPERA_MAX_IN_FLIGHT"),
-    "descriptors": Figure(1024, "open files", "the usual soft limit of a shell; containers have far more"),
+    "descriptors": Figure(
+        524_288, "open files", "systemd's hard limit: a gateway raises its own to that at its start; containers vary"
+    ),
 }
 _v = {name: figure.value for name, figure in FIGURES.items()}
 
@@ -110,9 +127,9 @@ def limits() -> list[Limit]:
         ),
         Limit("the places of one worker", _v["places"], "TEMPERA_MAX_IN_FLIGHT; its core is full first"),
         Limit(
-            "open files of a worker at the default limit",
+            "open files of a worker at the usual hard limit",
             _v["descriptors"] / 2,
-            "`ulimit -n 65536` (systemd: LimitNOFILE); a stream has two",
+            "`ulimit -Hn` (systemd: LimitNOFILE); a stream has two",
         ),
         Limit(
             "PostgreSQL's connections",
