@@ -140,9 +140,9 @@ def markdown(run: Mapping[str, Any], name: str, result: tuple[list[simulate.Line
     summary = run["summary"]
     rows += [
         "",
-        f"Two gateways carried {summary['ratio'].get('2', math.nan)} times what one carried; at these costs "
-        f"no more than {summary['highest_ratio_here']} could be seen on {summary['cores']} cores, and two gateways can show "
-        f"their worth on {summary['cores_needed_for_two']}.",
+        f"Two gateways carried {summary['ratio'].get('2', math.nan)} times what one carried; at these costs no "
+        + f"more than {summary['highest_ratio_here']} could be seen on {summary['cores']} cores, "
+        + f"and two gateways can show their worth on {summary['cores_needed_for_two']}.",
     ]
     if good:
         rows += ["", *extrapolated(costs)]

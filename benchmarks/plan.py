@@ -77,7 +77,9 @@ FIGURES = {
     "link": Figure(10e9, "bit/s", "assumed: the balancer's network card, each direction"),
     "places": Figure(1000, "requests under way per worker", "the default of TEMPERA_MAX_IN_FLIGHT"),
     "descriptors": Figure(
-        524_288, "open files", "systemd's hard limit: a gateway raises its own to that at its start; containers vary"
+        524_288,
+        "open files",
+        "the usual hard limit (systemd): a gateway raises its own to that at its start; containers vary",
     ),
 }
 _v = {name: figure.value for name, figure in FIGURES.items()}
