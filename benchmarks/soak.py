@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import re
@@ -148,26 +147,24 @@ def say(text: str) -> None:
 # --- before
 
 
-@contextmanager
-def database(stack: ExitStack) -> Iterator[Any]:
+def database(stack: ExitStack) -> Any:
     """A PostgreSQL of its own, or None with the reason said."""
     import pytest
 
     from tests.log import postgres
 
     try:
-        server = stack.enter_context(postgres.running())
+        return stack.enter_context(postgres.running())
     except pytest.skip.Exception as reason:
         say(f"the log is on SQLite, no database is restarted: {reason}")
-        server = None
-    yield server
+        return None
 
 
 @contextmanager
 def started(options: argparse.Namespace, home: Path) -> Iterator[Running]:
     """All of it, ready. What is still there at the end is ended."""
     with ExitStack() as stack:
-        server = stack.enter_context(database(stack))
+        server = database(stack)
         url = server.url() if server else f"sqlite:///{home / 'data' / 'log.db'}"
         port, engine_port = free_port(), free_port()
         (home / "probe").mkdir()
@@ -369,7 +366,8 @@ def main() -> None:
     options = parser.parse_args()
     if sys.platform != "linux":
         sys.exit("what a process holds is looked up in /proc: Linux only")
-    gc.freeze()
+    if options.keep and options.keep.exists() and any(options.keep.iterdir()):
+        parser.error(f"--keep {options.keep} is not empty")
     with TemporaryDirectory(prefix="tempera-soak-") as folder:
         home = options.keep or Path(folder)
         home.mkdir(parents=True, exist_ok=True)
