@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -119,6 +120,14 @@ def test_the_same_setup_gives_the_same_day() -> None:
 
 
 COSTS = Costs(Cost(6.0, 6.0, 5.0), Cost(4.0, 0.0, 7.0), Cost(4.0, 3.0, 2.0), 100.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def remembered() -> Iterator[None]:
+    """The same setup gives the same day, so each is simulated once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "simulate", cache(simulation.simulate))
+        yield
 
 
 @pytest.fixture(scope="module")
