@@ -157,7 +157,7 @@ class Pool:
         connection = Connection(self.name, self._timeouts, self._at_rest, self._lost)
         try:
             async with asyncio.timeout(self._timeouts.connect):
-                await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
+                await self._open(loop, connection)
         except OSError as error:  # every row of the table is one
             raise self._unavailable(next(text for kind, text in _UNAVAILABLE if isinstance(error, kind))) from error
         if self._closed:
@@ -169,6 +169,23 @@ class Pool:
         if self._timer is None:
             self._timer = loop.call_later(self._tick, self._sweep)
         return connection
+
+    async def _open(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
+        """To the first address that answers. The lookup is awaited by itself: within `create_connection` one that is
+        given up goes on, and complains of nobody hearing its end.
+        """
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        name = None if self._tls is None else self._host
+        for left, (*_, address) in zip(range(len(found) - 1, -1, -1), found, strict=True):
+            try:
+                await loop.create_connection(
+                    lambda: connection, str(address[0]), self._port, ssl=self._tls, server_hostname=name
+                )
+            except OSError:
+                if not left:
+                    raise
+            else:
+                return
 
     def _unavailable(self, reason: str) -> UpstreamUnavailable:
         # Spread, so that the clients of a restarting engine do not all come back in the same second.

@@ -45,6 +45,7 @@ def test_a_repeated_client_id_means_the_newest_exchange(start_log: Start) -> Non
     both = [exchange(request_id="again"), exchange(request_id="again")]
     for made in both:
         log.offer(made)
+    assert log.flush(60)
     assert feedback.give(log, vote(request_id="again"))["exchange_id"] == both[1].id
 
 

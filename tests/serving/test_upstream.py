@@ -741,6 +741,45 @@ async def test_every_way_of_not_connecting_is_unavailable(monkeypatch, error, te
     assert "engine:8000" in caught.value.message
 
 
+async def test_the_first_address_that_answers(monkeypatch):
+    """Every address of a name is tried, in order; TLS still asks for the name."""
+    tried = []
+
+    async def create_connection(factory, address, port, *, ssl, server_hostname):
+        tried.append((address, port, ssl is not None, server_hostname))
+        if len(tried) % 2:
+            raise ConnectionRefusedError
+        connection = factory()
+        connection.connection_made(Wire())
+        connection.connection_lost(None)
+
+    for scheme, secure in (("http", False), ("https", True)):
+        tried.clear()
+        pool = Pool(f"{scheme}://engine:8000")
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "get_running_loop", lambda: Loop(create_connection))
+            with pytest.raises(UpstreamReset):
+                await post(pool)
+        name = "engine" if secure else None
+        assert tried == [(f"192.0.2.{n}", 8000, secure, name) for n in (1, 2)]
+        await pool.close()
+
+
+async def test_a_lookup_that_takes_too_long_is_given_up(monkeypatch):
+    """And says nothing when it fails after all (see `quiet`)."""
+    loop = Loop(None)
+    late = loop._loop.create_future()
+
+    async def getaddrinfo(*_, **__):
+        return await late
+
+    loop.getaddrinfo = getaddrinfo
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    with pytest.raises(UpstreamUnavailable, match="no connection in time"):
+        await post(Pool("http://engine:8000", timeouts=Timeouts(connect=0.05)))
+    assert late.cancelled()
+
+
 async def test_a_connection_lost_as_soon_as_made_is_not_kept(monkeypatch):
     async def create_connection(factory, *_, **__):
         connection = factory()
@@ -761,6 +800,9 @@ class Loop:
 
     def __init__(self, create_connection):
         self._loop, self.create_connection = asyncio._get_running_loop(), create_connection
+
+    async def getaddrinfo(self, host, port, **_):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{n}", port)) for n in (1, 2)]
 
     def __getattr__(self, name):
         return getattr(self._loop, name)
