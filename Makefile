@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pypr
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-vllm test-clients test-scale fuzz check format bench ui screenshots vllm lock clean
+.PHONY: help install run test test-vllm test-clients test-scale fuzz soak check format bench ui screenshots vllm lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench: install ## What the gateway adds: CPU and latency, engine direct against 
 
 ui: install ## The chat alone, in front of a gateway that runs already
 	$(PY) -m ui
+
+soak: install ## 15 minutes of streams, restarts and reloads; every request is held against the log (Linux)
+	$(PY) benchmarks/soak.py
 
 screenshots: install ## Pictures of the chat: all to data/screenshots, the best four to docs/images (needs chromium)
 	$(PY) -m tests.browser.screenshots
