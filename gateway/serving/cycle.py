@@ -78,10 +78,10 @@ class Cycle:
             length = length if said is None else said
             if ends:
                 self.keep_alive = False
+        lines.append(own)
         self.left = length
         if length is not None:
             lines.append(b"content-length: %d\r\n" % length)
-        lines.append(own)
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         self.plain = self.bare or self.left is not None or self.scope["http_version"] == "1.0"
@@ -140,7 +140,10 @@ class Cycle:
         if self.gone:
             return
         if message["type"] == "http.response.start":
-            self.start(message["status"], (tuple(message.get("headers", ())),))
+            # Each of these heads has ids of its own: none is worth remembering.
+            own, length, ends = _remembered.__wrapped__(tuple(message.get("headers", ())))
+            self.keep_alive = self.keep_alive and not ends
+            self.start(message["status"], (), own, length)
         else:
             self.write(message.get("body", b""), message.get("more_body", False))
 
