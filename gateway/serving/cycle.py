@@ -195,8 +195,8 @@ class Cycle:
 def _remembered(group: Headers) -> tuple[bytes, int | None, bool]:
     """(the headers as bytes, the body's length if one says so, whether one ends the connection).
 
-    Most of a reply's headers come again and again. Raises RuntimeError for a line break in a
-    header: more line ends than headers came from inside one.
+    Most of a reply's headers come again and again. Raises RuntimeError for a line break in a header: more line ends
+    than headers came from inside one.
     """
     length, ends, lines = None, False, []
     for name, value in group:

@@ -183,7 +183,7 @@ class Turn:
         elif replies.content_type(reply.headers) == b"text/event-stream":
             await self._stream(reply, outgoing.drop_usage)
         else:
-            body = reply.take() if reply.complete else await self._whole(reply)
+            body = await self._whole(reply)
             self.exchange.first_byte = _clock() - self._start
             replies.check_json(body)
             self._keep(body)
@@ -223,14 +223,15 @@ class Turn:
 
     async def _whole(self, reply: Reply) -> bytes:
         """A reply that is not streamed, held up to a cap."""
-        limit = self.state.settings.max_reply
-        pieces, size = [], 0
-        while piece := await reply.read():
+        limit, pieces, size, piece = self.state.settings.max_reply, list[bytes](), 0, reply.take()
+        while True:
             size += len(piece)
             if size > limit:
                 raise UpstreamInvalidResponse(f"The engine's reply is larger than {limit} bytes.")
             pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if reply.complete:
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            piece = await reply.read()
 
     async def _refused(self, reply: Reply) -> None:
         """The engine's own error status: its words pass through."""

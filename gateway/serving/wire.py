@@ -267,7 +267,7 @@ class Protocol(asyncio.Protocol):
             self._active.keep_alive = False
 
     def check(self, now: float) -> None:
-        """Close the connection if its client is overdue. `now` is the loop's time; called about once a second."""
+        """Close the connection if its client is overdue. `now` is the loop's time; called twice a second."""
         limits, unsent = self._deadlines, self.transport.get_write_buffer_size()
         if self._reading:
             self._began = began = now if self._began is None else self._began

@@ -259,8 +259,9 @@ def test_keys_are_needed_once_there_is_one(tmp_path: Path) -> None:
 
 
 def test_beyond_this_machine_a_key_is_needed(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gateway.cli", "serve", "--host", "0.0.0.0", "--upstream", "http://127.0.0.1:9"]
-    done = subprocess.run([*command, "--data-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "gateway.cli", "serve", "--host", "0.0.0.0", "--port", "0"]
+    command += ["--upstream", "http://127.0.0.1:9", "--data-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "keys new" in done.stderr
     assert "Traceback" not in done.stderr

@@ -580,3 +580,13 @@ async def test_two_presets_do_not_mix_when_the_file_changes_in_between() -> None
     await driven.finish()
     assert driven.exchange.plan is not None
     assert driven.exchange.plan.preset == "old"
+
+
+async def test_a_reply_that_is_there_at_once_has_the_same_cap() -> None:
+    for size, status in ((50, 200), (51, 502)):
+        reply = plain()
+        body = b'"' + b"x" * (size - 2) + b'"'
+        reply.complete, reply.take = True, lambda body=body: body  # type: ignore[method-assign, misc]
+        driven = await ask(reply, settings=Settings(max_reply=50)).start().finish()
+        assert driven.status == status
+        assert status == 502 or driven.body == body
