@@ -12,7 +12,8 @@ PYTHON ?= python3
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Set up .venv (Python 3.11+; nothing is compiled)
+install: $(STAMP) ## Set up .venv (Python 3.11+) and compile the way of a request, where there is a C compiler
+	@$(PY) hatch_build.py
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
@@ -78,7 +79,7 @@ lock: ## Pin the dependencies again (needs uv); the files name no registry
 	$(UVC) --extra ui --extra embedded --extra postgres --extra redis --extra otel --extra eval --extra dev pyproject.toml -o $(LOCKS)/dev.txt
 	$(UVC) -c $(LOCKS)/dev.txt --extra embedded --extra postgres --extra redis --extra otel pyproject.toml -o $(LOCKS)/container-gateway.txt
 	$(UVC) -c $(LOCKS)/dev.txt --extra ui --extra postgres pyproject.toml -o $(LOCKS)/container-chat.txt
-	printf 'hatchling\nsetuptools\n' | $(UVC) -c $(LOCKS)/dev.txt - -o $(LOCKS)/container-build.txt
+	printf 'hatchling\nmypy\nsetuptools\n' | $(UVC) -c $(LOCKS)/dev.txt - -o $(LOCKS)/container-build.txt
 	echo 'vllm==0.32.0' | $(UVC) - -o $(LOCKS)/vllm.txt
 	echo 'vllm-router==0.1.17' | $(UVC) - -o $(LOCKS)/vllm-router.txt
 

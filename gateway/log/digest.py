@@ -86,7 +86,8 @@ def _clean(row: Row, redact: Redact | None) -> Row:
     said = (row.messages, row.text, row.asked, row.effective, row.adjustments, row.usage)
     names = (row.response_id, row.request_id, row.finish_reason, row.key, row.preset)
     whole = "\n".join(filter(None, said + names))  # nearly always there is nothing to do, and one look tells
-    if "\0" not in whole and "\\u0000" not in whole and (redact is None or redact(whole) == whole):
+    escaped = "\\" in whole and "\\u0000" in whole  # one letter is found in a tenth of the time
+    if "\0" not in whole and not escaped and (redact is None or redact(whole) == whole):
         return row
     texts = {name: value for name in COLUMNS if isinstance(value := getattr(row, name), str)}
     for name, value in texts.items():
@@ -95,10 +96,10 @@ def _clean(row: Row, redact: Redact | None) -> Row:
     return msgspec.structs.replace(row, **texts)
 
 
-def redactor(secrets: Iterable[str], pattern: str | None = None, mark: str = "") -> Redact:
+def redactor(secrets: Iterable[str], pattern: str | None = None) -> Redact:
     """A function that writes `[redacted]` over each of `secrets` and over every match of the regular expression.
 
-    Every match holds `mark`: texts without it are not searched, which matters for long ones.
+    One that begins with plain letters costs 0.3 ms per million of them.
     """
     known = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
     compiled = re.compile(pattern) if pattern else None
@@ -107,7 +108,7 @@ def redactor(secrets: Iterable[str], pattern: str | None = None, mark: str = "")
         for secret in known:
             if secret in text:
                 text = text.replace(secret, REDACTED)
-        return compiled.sub(REDACTED, text) if compiled and mark in text else text
+        return text if compiled is None else compiled.sub(REDACTED, text)
 
     return redact
 

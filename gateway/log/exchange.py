@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from gateway.policy.plan import Plan
+from gateway.policy.decided import Plan
 
 Outcome = Literal[
     "ok",

@@ -1,7 +1,7 @@
 """The sample log of a process: exchanges in, rows out, and never a wait for whoever offers.
 
-`offer` appends to a queue that is bounded in bytes, and wakes nobody. The writer thread turns exchanges into rows once
-an interval and hands them to the loader in batches. A row is in the database or in the spool at the latest two
+`offer` appends to a queue that is bounded in bytes, and wakes nobody. The writer thread turns exchanges into rows a few
+times an interval and hands them to the loader in batches. A row is in the database or in the spool at the latest two
 intervals and the patience after its exchange was offered: that is what a `kill -9` can cost. Knows nothing about SQL.
 """
 
@@ -13,38 +13,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
-
-import msgspec
 
 from gateway.log import retention, store
 from gateway.log.digest import Redact, digest, kept
 from gateway.log.exchange import RawExchange
 from gateway.log.loader import Batch, Loader
-from gateway.log.reading import MESSAGE_LIMIT
+from gateway.log.options import MB, Options
 from gateway.log.row import Item, Row, Snapshot
 from gateway.log.spool import Spool
 
-_MB: Final = 1024 * 1024
-_BATCH_BYTES: Final = 2 * _MB
+_BATCH_BYTES: Final = 2 * MB
 _logger = logging.getLogger(__name__)
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator may set. `interval` and `sync_every` are seconds, limits are bytes."""
-
-    data_dir: Path
-    database_url: str | None = None  # None: SQLite in data_dir
-    interval: float = 0.1
-    patience: float = 0.5  # seconds a batch may wait for the database before it goes to the spool as well
-    batch: int = 500
-    message_limit: int = MESSAGE_LIMIT
-    queue_limit: int = 8 * _MB
-    spool_limit: int = 1024 * _MB
-    sync_every: float = 1.0
-    retention_days: float = 0.0  # 0: rows are kept for ever
 
 
 OnRow = Callable[[Row, RawExchange], None]
@@ -81,10 +62,10 @@ class Log:
         self._refused: Counter[str] = Counter()
         # Changed by the writer thread only:
         self._taken = self._bytes_out = self._handed = self._unreadable = 0
-        self._reading = self._full = False
+        self._reading = self._full = self._busy = self._hurried = False
         self._items: list[Item] = []
         self._size = 0
-        self._synced_at = 0.0
+        self._synced_at = self._handed_at = 0.0
         self._threads = [self._start("log-writer", self._turn), self._start("log-loader", self._loader.turn)]
 
     def _start(self, name: str, turn: Callable[[], bool]) -> threading.Thread:
@@ -144,10 +125,11 @@ class Log:
         self._reading = False
         going = self._gather()
         now = time.monotonic()
-        if self._items:
-            self._loader.hand(Batch(self._items, self._handed, self._size, now))
-            self._items, self._size = [], 0
-        self._handed = self._taken
+        if self._full or self._hurried or not going or now - self._handed_at >= self._options.interval:
+            if self._items:
+                self._loader.hand(Batch(self._items, self._handed, self._size, now))
+                self._items, self._size = [], 0
+            self._handed, self._handed_at = self._taken, now
         self._loader.spool_late(
             now - (self._options.interval if self._loader.database_error else self._options.patience)
         )
@@ -157,14 +139,16 @@ class Log:
         return going
 
     def _gather(self) -> bool:
-        """Reads what is queued, once an interval, or at once after a full batch. False once closed and empty.
+        """Reads what is queued, at the next glance, or at once after a full batch. False once closed and empty.
 
         Nobody wakes this thread for an exchange: a wake-up costs more than reading it, and takes the interpreter away
         from whoever offered. How long it keeps the interpreter is the server's switch interval.
         """
+        self._hurried = False
         if not self._full:
-            self._wake.wait(self._options.interval)
+            self._hurried = self._wake.wait(self._options.glance if self._busy else self._options.interval)
             self._wake.clear()
+        before = self._taken
         while len(self._items) < self._options.batch and self._size < _BATCH_BYTES:
             try:
                 entry = self._queue.get_nowait()
@@ -173,7 +157,8 @@ class Log:
             if entry is None:
                 return False
             self._take(*entry)
-        self._full = not self._queue.empty()
+        self._busy = self._taken > before
+        self._full = len(self._items) >= self._options.batch or self._size >= _BATCH_BYTES
         return True
 
     def _take(self, size: int, offered: RawExchange | Item, read: RawExchange | None) -> None:

@@ -40,7 +40,7 @@ IGNORED: Final = {
 MOST: Final = {"stop": 4, "stop_sequences": 4, "stop_token_ids": 128, "logit_bias": 1024, "allowed_token_ids": 1024}
 MOST_LOGPROBS: Final = 20
 MEDIA: Final = ("messages", "input", "system")
-WATCHED: Final = FENCED | IGNORED.keys() | MOST.keys() | {"top_logprobs", "logprobs"}
+WATCHED: Final = FENCED.union(IGNORED, MOST, {"top_logprobs", "logprobs"})
 
 
 def check(

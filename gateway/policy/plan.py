@@ -9,44 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from gateway.policy import fences, prompts
 from gateway.policy.affinity import session
-from gateway.policy.choice import Facts, Model, Request, choose
+from gateway.policy.choice import Facts, Request, choose
 from gateway.policy.config import Config
+from gateway.policy.decided import Chosen, Header, Plan, Settled
 from gateway.policy.experiments import Assignment, assign, choose_unit
 from gateway.policy.params import CHOICES, PARAMS, UNJUDGED, Adjustment, Effective, Guard, Param, Value, resolve
 from gateway.policy.presets import Arm, Preset
 from gateway.protocol import envelope, structured
 from gateway.protocol.dialects import ASKED, DIALECTS, Dialect, Protocol
 from gateway.protocol.errors import Forbidden, GatewayError, InvalidRequest, OutOfRange
-
-Header = tuple[bytes, bytes]
-
-
-class Plan(Struct, frozen=True, kw_only=True):
-    """What will be sent, why, and what the client is told.
-
-    `headers` are the reply headers that do not depend on the exchange.
-    """
-
-    protocol: Protocol
-    path: str
-    upstream: str
-    model: str
-    body: bytes
-    stream: bool
-    drop_usage: bool  # the usage event was asked for by us and must not reach the client
-    preset: str
-    revision: str
-    effective: Effective
-    assignment: Assignment | None
-    log: Literal["full", "parameters", "off"]
-    headers: tuple[Header, ...]
-    session: bytes | None = None  # tells the engines' balancer which requests belong together
 
 
 def plan(request: Request, config: Config, facts: Facts) -> Plan:
@@ -101,29 +78,6 @@ _JUDGED: Final = frozenset({"model", "preset", "n", "stream", "stream_options"})
 )
 _MEMORABLE: Final = 512
 _Case = tuple[tuple[tuple[str, bytes], ...], Protocol, str | None, str | None, frozenset[str] | None]
-
-
-class Chosen(Struct, frozen=True, eq=False):
-    """Whom a request is for, and the reply headers that say so."""
-
-    preset: Preset
-    upstream: str
-    model: Model
-    dialect: Dialect
-    told: tuple[Header, ...]
-
-
-class Settled(Struct, frozen=True):
-    """What was decided for a request: the parameters, the engine's fields for them in the place of which others, and
-    what the client is told.
-    """
-
-    effective: Effective
-    fields: dict[str, Any]
-    replaced: tuple[str, ...]
-    stream: bool
-    drop_usage: bool
-    headers: tuple[Header, ...]
 
 
 @lru_cache(maxsize=512)

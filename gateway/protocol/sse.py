@@ -7,7 +7,7 @@ finished stream said is `assembled`'s to find out. Knows nothing about sockets.
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -33,7 +33,7 @@ def is_last(data: bytes) -> bool:
 _LAST: Final = (b"[DONE]\n\n", b"[DONE]\r\n\r\n")
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(NamedTuple):
     """One event: its name (empty for the default) and its data, lines joined by LF."""
 
     name: bytes

@@ -23,58 +23,20 @@ from gateway.protocol.dialects import DIALECTS
 from gateway.serving import keeping
 from gateway.serving.access import Access, is_loopback
 from gateway.serving.api import create_api
-from gateway.serving.client import Message, Receive, Scope, Send, client_of
-from gateway.serving.ids import exchange_id, request_id
+from gateway.serving.front import Front
 from gateway.serving.ledger import Ledger
 from gateway.serving.limits import Limiter
 from gateway.serving.metrics import Metrics
 from gateway.serving.models import Models
 from gateway.serving.queueing import Gate
-from gateway.serving.relay import Turn
 from gateway.serving.reload import Reload
-from gateway.serving.routes import find
 from gateway.serving.state import State
+from gateway.serving.timing import Timeouts
 from gateway.serving.tracing import open_tracing
-from gateway.serving.upstream import Pool, Timeouts
+from gateway.serving.upstream import Pool
 from gateway.settings import Settings, secret_of
 
 SHIPPED = Path(__file__).resolve().parent.parent / "presets.yaml"
-
-
-class Front:
-    """The ASGI application.
-
-    The data path first, everything else to the management routes, with the same two ids on every reply.
-    """
-
-    def __init__(self, state: State, metrics: Metrics, api: Any) -> None:
-        self.state, self.metrics, self._api = state, metrics, api
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            prepare = find(scope["method"], scope["path"])
-            if prepare is not None:
-                self.metrics.in_flight += 1
-                try:
-                    return await Turn(self.state, scope, client_of(scope, receive, send)).run(prepare)
-                finally:
-                    self.metrics.in_flight -= 1
-            send = _with_ids(scope, send)
-        await self._api(scope, receive, send)
-        return None
-
-
-def _with_ids(scope: Scope, send: Send) -> Send:
-    exchange = exchange_id()
-    own = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-    ids = [(b"x-tempera-exchange", exchange.encode()), (b"x-request-id", request_id(own, exchange).encode())]
-
-    async def tell(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *ids]
-        await send(message)
-
-    return tell
 
 
 def read_config(path: Path, note: Callable[[str], object] = bool) -> Config:

@@ -17,11 +17,11 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-import msgspec
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from gateway.protocol.errors import GatewayError, UpstreamError, UpstreamInvalidResponse, UpstreamReset, UpstreamTimeout
 from gateway.serving.reply import Reply, Sink
+from gateway.serving.timing import Timeouts
 
 HIGH_WATER = 256 * 1024  # bytes of unread body, framing included, at which the socket is read no further
 MAX_HEAD = 64 * 1024  # bytes of status line and headers, and of framing between two pieces of body
@@ -31,16 +31,6 @@ MAX_HEADERS = 256
 _PLAIN = ((b"content-encoding", (b"identity", b"")), (b"transfer-encoding", (b"chunked",)))
 
 
-class Timeouts(msgspec.Struct, frozen=True):
-    """Seconds, all positive. `headers` covers the whole generation of a reply that is not streamed."""
-
-    connect: float = 2.0  # name lookup, every address and TLS together
-    headers: float = 600.0  # from the request to the last response header
-    idle: float = 120.0  # between two pieces of the body, while somebody waits for one
-    keepalive: float = 4.0  # at rest in the pool; engines drop a connection after 5 s
-    write: float = 30.0  # without the engine taking a byte of the request
-
-
 class Stale(UpstreamReset):
     """A reused connection died before a byte of its response: the one failure that is worth another try."""
 
@@ -48,6 +38,7 @@ class Stale(UpstreamReset):
 class Connection(asyncio.Protocol):
     """`at_rest` is called when the connection may be used again, `lost` once when it is gone."""
 
+    __deletable__ = ("parser",)
     transport: asyncio.Transport
 
     def __init__(

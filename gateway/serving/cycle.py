@@ -38,7 +38,8 @@ class Cycle:
     complete = False  # the request has arrived
     read = False  # and has been read to its end
     gone = False  # the client left, or has all it asked for
-    started = done = False  # the reply
+    started = False  # the reply
+    done = False
     head = b""  # until there is a body to send it with
     left: int | None = None  # bytes that the body must still have, if its length was said
     bare = False  # a reply without a body

@@ -17,11 +17,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.log.exchange import Outcome, RawExchange
-from gateway.policy.plan import Plan
+from gateway.policy.decided import Plan
 from gateway.protocol import sse
 from gateway.protocol.dialects import PATHS
 from gateway.protocol.errors import (
@@ -37,6 +36,7 @@ from gateway.serving import replies
 from gateway.serving.access import ANYBODY, Caller
 from gateway.serving.client import Client, ClientGoneError, Headers, Scope
 from gateway.serving.ids import exchange_id, request_id
+from gateway.serving.passage import Passage
 from gateway.serving.reply import Reply
 from gateway.serving.state import State
 
@@ -50,18 +50,6 @@ _WANTED: Final = frozenset(
 _SSE_STARTS: Final = (b"data", b"event", b":", b"id", b"retry", b"\n", b"\r")
 _clock = time.perf_counter
 _log = logging.getLogger("tempera.relay")
-
-
-class Passage(Struct, frozen=True):
-    """What is sent for a route without sampling."""
-
-    upstream: str
-    path: str
-    body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    drop_usage: bool = False
-    query: bytes = b""
-    session: bytes | None = None
 
 
 Outgoing = Plan | Passage

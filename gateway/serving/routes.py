@@ -16,8 +16,9 @@ import msgspec
 from gateway.log.exchange import RawExchange
 from gateway.policy import fences
 from gateway.policy.choice import Request, choose
+from gateway.policy.decided import Plan
 from gateway.policy.params import PARAMS, Rule, clamp
-from gateway.policy.plan import Plan, plan, with_range
+from gateway.policy.plan import plan, with_range
 from gateway.protocol import envelope
 from gateway.protocol.dialects import PATHS, Protocol
 from gateway.protocol.errors import (
@@ -30,7 +31,8 @@ from gateway.protocol.errors import (
 )
 from gateway.serving.access import bearer
 from gateway.serving.limits import Stay
-from gateway.serving.relay import Passage, Prepare, Turn
+from gateway.serving.passage import Passage
+from gateway.serving.relay import Prepare, Turn
 
 # Routes of the engine that generate nothing and change nothing. A body's model name is translated as everywhere.
 PASSED: Final = frozenset(

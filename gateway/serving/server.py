@@ -24,8 +24,9 @@ from typing import Final, cast
 import uvicorn
 
 from gateway.serving.accepting import Acceptor
-from gateway.serving.app import Front
-from gateway.serving.wire import Deadlines, Protocol
+from gateway.serving.front import Front
+from gateway.serving.timing import Deadlines
+from gateway.serving.wire import Protocol
 from gateway.settings import Settings
 
 BACKLOG: Final = 2048
@@ -155,6 +156,7 @@ def make_server(front: Front, started: Callable[[], None], acceptor: Acceptor | 
         loop="uvloop",
         http=functools.partial(Protocol, deadlines=deadlines),  # type: ignore[arg-type]
         ws="none",
+        interface="asgi3",  # what is compiled does not look like a coroutine function
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from gateway.protocol.errors import InvalidRequest, UpstreamReset, UpstreamUnavailable
-from gateway.serving.connection import Connection, Stale, Timeouts
+from gateway.serving.connection import Connection, Stale
 from gateway.serving.reply import Reply
-
-__all__ = ["Pool", "Reply", "Timeouts"]
+from gateway.serving.timing import Timeouts
 
 # Why there is no connection: the first row that fits.
 _UNAVAILABLE: tuple[tuple[type[OSError], str], ...] = (

@@ -14,7 +14,6 @@ from collections import deque
 from typing import Any, Final, cast
 
 import httptools
-import msgspec
 import uvicorn
 from uvicorn.server import ServerState
 
@@ -23,6 +22,7 @@ from gateway.protocol.errors import GatewayError, RequestTimeout
 from gateway.serving.client import EXTENSION
 from gateway.serving.cycle import Cycle, refusal
 from gateway.serving.heads import new_parser, not_a_request, split
+from gateway.serving.timing import Deadlines
 
 HIGH_WATER: Final = 64 * 1024  # bytes of an unread request at which the socket is read no further
 MAX_HEAD: Final = 64 * 1024  # bytes of a request's line and headers
@@ -32,17 +32,10 @@ _FRAMING: Final = (b"content-length", b"transfer-encoding")
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
-class Deadlines(msgspec.Struct, frozen=True):
-    """Seconds."""
-
-    keep_alive: float = 75.0  # between two requests; longer than a client's own pool keeps a connection
-    read: float = 30.0  # from a request's first byte to its last, and one second more for every 16 KiB
-    write: float = 60.0  # without the client taking a byte of what waits for it
-
-
 class Protocol(asyncio.Protocol):
     """`full` is true while the client is behind with its reply."""
 
+    __deletable__ = ("_parser",)
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
 

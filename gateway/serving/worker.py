@@ -21,7 +21,7 @@ from gateway.policy.config import Config, load
 from gateway.protocol.errors import Internal
 from gateway.serving import logs
 from gateway.serving.accepting import Acceptor, Counts
-from gateway.serving.app import Front, Shared, create_app
+from gateway.serving.app import Shared, create_app
 from gateway.serving.channel import (
     Adopted,
     Ask,
@@ -35,6 +35,7 @@ from gateway.serving.channel import (
     receive,
     settings_in,
 )
+from gateway.serving.front import Front
 from gateway.serving.gathering import page_of
 from gateway.serving.server import Server, make_server
 from gateway.serving.shared_limits import CommonLedger, Table

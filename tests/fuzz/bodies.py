@@ -13,9 +13,10 @@ import msgspec
 
 from gateway.policy.choice import Engine, Facts, Model, Request
 from gateway.policy.config import Config, load
+from gateway.policy.decided import Plan
 from gateway.policy.fences import FENCED, IGNORED
 from gateway.policy.params import PARAMS, Rule
-from gateway.policy.plan import Plan, plan
+from gateway.policy.plan import plan
 from gateway.protocol import envelope
 from gateway.protocol.dialects import ASKED, DIALECTS, PATHS, Dialect, Protocol
 from gateway.protocol.errors import GatewayError, InvalidRequest

@@ -11,7 +11,9 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from gateway.protocol.errors import UpstreamError, UpstreamInvalidResponse
-from gateway.serving.connection import HIGH_WATER, MAX_HEAD, MAX_HEADERS, Connection, Reply, Timeouts
+from gateway.serving.connection import HIGH_WATER, MAX_HEAD, MAX_HEADERS, Connection
+from gateway.serving.reply import Reply
+from gateway.serving.timing import Timeouts
 from tests.fuzz.streams import cut
 
 _T = TypeVar("_T")

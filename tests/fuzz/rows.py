@@ -16,7 +16,7 @@ from tests.log.made import exchange, plan
 
 SECRET = "sk-1"
 _LIMIT = 512
-_redact = redactor([SECRET], r"key-\w{4,}", "key-")
+_redact = redactor([SECRET], r"key-\w{4,}")
 _SHARED = 16  # messages of a row together keep about so many times the limit, and their brackets
 
 

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine
 
 from gateway.log import store
-from gateway.log.writer import Log, Options
+from gateway.log.options import Options
+from gateway.log.writer import Log
 from tests.log import postgres
 
 

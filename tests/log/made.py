@@ -10,9 +10,9 @@ import msgspec
 
 from gateway.log.exchange import RawExchange
 from gateway.log.row import first_id
+from gateway.policy.decided import Plan
 from gateway.policy.experiments import Assignment, hash_unit
 from gateway.policy.params import Adjustment, Effective
-from gateway.policy.plan import Plan
 
 _numbers = count(1)
 CHAT = {"model": "creative", "messages": [{"role": "user", "content": "Tell me a story."}], "temperature": 1.4}

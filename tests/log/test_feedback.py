@@ -11,9 +11,10 @@ from sqlalchemy import Engine, insert, select
 
 from gateway.log import feedback, queries, store
 from gateway.log.digest import digest
+from gateway.log.options import Options
 from gateway.log.row import first_id, new_id
 from gateway.log.schema import feedback as votes
-from gateway.log.writer import Log, Options
+from gateway.log.writer import Log
 from gateway.protocol.errors import GatewayError
 from tests.log.made import REPLY, exchange
 

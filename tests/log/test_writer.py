@@ -19,9 +19,10 @@ from sqlalchemy import select
 from gateway.log import spool, store
 from gateway.log.digest import digest
 from gateway.log.exchange import RawExchange
+from gateway.log.options import Options
 from gateway.log.row import Row
 from gateway.log.schema import config_snapshots, exchanges
-from gateway.log.writer import Log, Options
+from gateway.log.writer import Log
 from tests.log import postgres
 from tests.log.made import exchange, plan
 
@@ -232,7 +233,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [".", "tests/log"]
-from gateway.log.writer import Log, Options
+from gateway.log.options import Options
+from gateway.log.writer import Log
 from made import exchange
 log = Log(Options(data_dir=Path(sys.argv[1]), database_url=sys.argv[2], interval=0.05))
 while True:

@@ -11,8 +11,9 @@ import pytest
 
 from gateway.policy.choice import Engine, Facts, Model, Request
 from gateway.policy.config import BadConfig, Config, load
+from gateway.policy.decided import Plan
 from gateway.policy.document import Problem
-from gateway.policy.plan import Plan, plan
+from gateway.policy.plan import plan
 from gateway.protocol import envelope
 from gateway.protocol.dialects import PATHS, VLLM, Dialect, Protocol
 from gateway.protocol.errors import GatewayError

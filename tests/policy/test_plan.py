@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy.config import load
-from gateway.policy.plan import Plan
+from gateway.policy.decided import Plan
 from gateway.protocol.dialects import ASKED, DIALECTS, LLAMA_CPP, SAMPLERS, VLLM, Dialect, Protocol
 from tests.policy.made import MODEL, SAID, config_of, facts_of, header, one, planned, refused, sent
 from tests.policy.test_config import SHIPPED

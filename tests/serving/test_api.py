@@ -19,7 +19,7 @@ from gateway.protocol.dialects import PATHS, VLLM
 from gateway.protocol.errors import Unauthorized
 from gateway.serving.access import ANYBODY
 from gateway.serving.api import create_api, describe_rules
-from gateway.serving.app import Front
+from gateway.serving.front import Front
 from gateway.serving.metrics import Metrics
 from gateway.serving.state import State
 from tests.policy.made import MODEL, config_of, facts_of, one

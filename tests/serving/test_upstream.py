@@ -24,7 +24,8 @@ from gateway.protocol.errors import (
     UpstreamUnavailable,
 )
 from gateway.serving.connection import HIGH_WATER, Connection
-from gateway.serving.upstream import Pool, Timeouts
+from gateway.serving.timing import Timeouts
+from gateway.serving.upstream import Pool
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 HEAD = b"HTTP/1.1 200 OK\r\n"

@@ -13,7 +13,8 @@ from uvicorn.server import ServerState
 
 from gateway.protocol.errors import TooLarge
 from gateway.serving.client import AsgiClient, ClientGoneError, client_of
-from gateway.serving.wire import HIGH_WATER, MAX_HEAD, Deadlines, Protocol
+from gateway.serving.timing import Deadlines
+from gateway.serving.wire import HIGH_WATER, MAX_HEAD, Protocol
 
 Headers = list[tuple[bytes, bytes]]
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
