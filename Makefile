@@ -27,8 +27,8 @@ $(STAMP):
 run: install ## Engine, gateway and chat, with what to try first
 	@$(VENV)/bin/tempera up
 
-test: install ## All tests that need no GPU
-	$(PY) -m pytest
+test: install ## All tests that need no GPU; TESTS="tests/log ..." for some
+	$(PY) -m pytest $(TESTS)
 
 test-vllm: install ## The suite against a real vLLM on the CPU (Linux; sets it up once, 3 GB in the user's cache)
 	$(PY) tests/vllm/environment.py

@@ -1,7 +1,8 @@
-"""Compiles the modules on the way of a request with mypyc: `python hatch_build.py`, or as hatchling's hook while it builds a wheel.
+"""Compiles the modules on the way of a request with mypyc: `python hatch_build.py`, and as hatchling's hook while it
+builds a wheel.
 
-Half a minute, once per change of the sources. Where there is no C compiler it says so and ends well: everything works as
-plain Python too. The result lies in gateway/_compiled, one folder per interpreter (see gateway/compiled.py).
+Half a minute, once per change of the sources. Where there is no C compiler it says so and ends well: everything works
+as plain Python too. The result lies in gateway/_compiled, one folder per interpreter (see gateway/compiled.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def build() -> None:
     print("Compiling the way of a request (half a minute, once per change) ...", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, str(Path(__file__)), "--into", scratch]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             sys.stderr.write(done.stdout[-1500:] + done.stderr[-1500:])
             done.check_returncode()

@@ -1,8 +1,9 @@
-"""The modules on the way of a request in their compiled form, where there is one for this interpreter and these sources.
+"""The modules on the way of a request in their compiled form, where there is one for this interpreter and these
+sources.
 
-mypyc makes extension modules of MODULES (`python hatch_build.py` in the repository, and whatever builds a wheel); without
-them everything works as plain Python, at about 1.4 times the CPU. What was compiled from other sources is never used:
-an edit counts at once. TEMPERA_COMPILED=off leaves the compiled form alone, for debuggers and coverage.
+mypyc makes extension modules of MODULES (`python hatch_build.py` in the repository, and whatever builds a wheel);
+without them everything works as plain Python, at about 1.4 times the CPU. What was compiled from other sources is never
+used: an edit counts at once. TEMPERA_COMPILED=off leaves the compiled form alone, for debuggers and coverage.
 
 Knows files and imports; nothing about how they are made or what the modules do.
 """
@@ -22,9 +23,10 @@ from typing import Final
 PACKAGE: Final = Path(__file__).resolve().parent
 ROOMS: Final = ("protocol", "policy", "log", "serving")  # a compiled module depends on sources of these
 MODULES: Final = (
-    "protocol.envelope", "protocol.sse", "policy.fences", "policy.plan", "log.digest", "log.writer", "serving.client",
-    "serving.connection", "serving.cycle", "serving.heads", "serving.ids", "serving.keeping", "serving.counting", "serving.metrics", "serving.front", "serving.relay", "serving.replies",
-    "serving.reply", "serving.routes", "serving.upstream", "serving.wire",
+    "protocol.envelope", "protocol.sse", "policy.fences", "policy.plan", "log.digest", "log.exchange", "log.writer",
+    "serving.connection", "serving.counting", "serving.cycle", "serving.front",
+    "serving.ids", "serving.keeping", "serving.metrics", "serving.relay", "serving.replies", "serving.reply",
+    "serving.routes", "serving.upstream", "serving.wire",
 )  # fmt: skip
 SUFFIX: Final = EXTENSION_SUFFIXES[0]
 FOLDER: Final = PACKAGE / "_compiled" / SUFFIX.split(".")[1]
@@ -32,8 +34,8 @@ STAMP: Final = "sources.sha256"
 
 
 def fingerprint() -> str:
-    """What the sources say now: a hash of every module that a compiled one may depend on."""
-    digest = hashlib.sha256()
+    """What the sources say now: a hash of every module that a compiled one may depend on, and of this one."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
     for room in ROOMS:
         for path in sorted((PACKAGE / room).glob("*.py")):
             digest.update(b"%b %b" % (path.name.encode(), hashlib.sha256(path.read_bytes()).digest()))

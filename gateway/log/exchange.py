@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-
 from gateway.policy.decided import Plan
 
 Outcome = Literal[
@@ -25,28 +23,29 @@ Outcome = Literal[
 ]
 
 
-class RawExchange(msgspec.Struct, kw_only=True):
+class RawExchange:
     """One request and its reply.
 
-    Times are seconds; `time` is Unix time, the rest are durations since the request was complete.
+    Times are seconds; `time` is Unix time, the rest are durations since the request was complete. What most exchanges
+    never have is a default of the class.
     """
 
-    id: str
-    request_id: str
-    time: float
-    protocol: str
-    plan: Plan | None  # None when the request was refused before a plan was made
+    plan: Plan | None = None  # none when the request was refused before a plan was made
     key: str | None = None  # the name of the key, never the key
-    request: bytes = b""  # the body as the client sent it (what is kept of a long one is the log's decision)
-    status: int = 0
-    stream: bool = False  # the reply was an event stream
+    request = b""  # the body as the client sent it (what is kept of a long one is the log's decision)
+    status = 0
+    stream = False  # the reply was an event stream
     outcome: Outcome = "ok"
     error: str | None = None  # the code of the error, ours or the engine's
-    reply: list[bytes]  # the first and the last bytes of the reply's body, in order, as far as the tee's bound allows
-    cut: bool = False  # the tee's bound was reached: the middle of the reply is missing
+    cut = False  # the tee's bound was reached: the middle of the reply is missing
     first_byte: float | None = None  # to the first byte of the reply's body
     ttft: float | None = None  # to the first event with content; None for a reply that is not streamed
-    duration: float = 0.0
-    overhead: float = 0.0  # spent in the gateway before the request left for the engine
-    pieces: int = 0  # of a stream's body, as the engine sent them: about one per token
+    duration = 0.0
+    overhead = 0.0  # spent in the gateway before the request left for the engine
+    pieces = 0  # of a stream's body, as the engine sent them: about one per token
     trace: str | None = None  # the client's traceparent header (W3C Trace Context), as it came
+
+    def __init__(self, id: str, request_id: str, time: float, protocol: str) -> None:
+        self.id, self.request_id, self.time, self.protocol = id, request_id, time, protocol
+        # The first and the last bytes of the reply's body, in order, as far as the tee's bound allows.
+        self.reply: list[bytes] = []

@@ -24,7 +24,8 @@ from gateway.log.options import MB, Options
 from gateway.log.row import Item, Row, Snapshot
 from gateway.log.spool import Spool
 
-_BATCH_BYTES: Final = 2 * MB
+_BATCH_BYTES: Final = MB
+_LONG: Final = 64 * 1024  # bytes of a request that is not worth keeping whole until it is read
 _logger = logging.getLogger(__name__)
 
 
@@ -94,9 +95,9 @@ class Log:
         else:
             body = 0 if plan is None else len(plan.body)
             size = 1024 + body + len(exchange.request) + sum(map(len, exchange.reply))
-            if self.queued + size < self._options.queue_limit // 2:
+            if len(exchange.request) < _LONG and self.queued + size < self._options.queue_limit // 2:
                 self._put(size, exchange)
-            else:  # the writer is behind: reading it here costs this thread some 0.1 ms and saves most of the memory
+            else:  # long, or the writer is behind: reading it here costs some 0.1 ms and saves most of the memory
                 row = digest(exchange, self._redact, self._options.message_limit)
                 exchange.request, exchange.reply = b"", []
                 self._put(_weight(row), row, exchange)

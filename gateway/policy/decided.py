@@ -12,7 +12,7 @@ from msgspec import Struct
 from gateway.policy.choice import Model
 from gateway.policy.experiments import Assignment
 from gateway.policy.params import Effective
-from gateway.policy.presets import Preset
+from gateway.policy.presets import Arm, Preset
 from gateway.protocol.dialects import Dialect, Protocol
 
 Header = tuple[bytes, bytes]
@@ -41,13 +41,14 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 class Chosen(Struct, frozen=True, eq=False):
-    """Whom a request is for, and the reply headers that say so."""
+    """Whom a request is for, the reply headers that say so, and what was settled for each arm it came to."""
 
     preset: Preset
     upstream: str
     model: Model
     dialect: Dialect
     told: tuple[Header, ...]
+    settled: dict[Arm, Settled]
 
 
 class Settled(Struct, frozen=True):

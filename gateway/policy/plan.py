@@ -36,11 +36,13 @@ def plan(request: Request, config: Config, facts: Facts) -> Plan:
     judged = tuple([(name, bytes(raw)) for name, raw in fields.items() if name in _JUDGED])
     case = (judged, request.protocol, request.preset, request.key_preset, request.key_presets)
     small = sum([len(raw) for _, raw in judged]) <= _MEMORABLE
-    chosen = (_chosen if small else _chosen.__wrapped__)(case, config, facts)
+    chosen = (_choose if small else _choose.__wrapped__)(case, config, facts)
     try:
         fences.check_media(fields, config.open_fields)
         assignment, arm = _assign(request, config, facts, chosen.preset)
-        settled = (_settled if small else _settled.__wrapped__)(case, config, chosen, arm)
+        settled = chosen.settled.get(arm)
+        if settled is None:
+            settled = chosen.settled[arm] = _settle(case, config, chosen, arm)
     except GatewayError as error:
         error.told = chosen.told
         raise
@@ -81,17 +83,16 @@ _Case = tuple[tuple[tuple[str, bytes], ...], Protocol, str | None, str | None, f
 
 
 @lru_cache(maxsize=512)
-def _chosen(case: _Case, config: Config, facts: Facts) -> Chosen:
+def _choose(case: _Case, config: Config, facts: Facts) -> Chosen:
     judged, protocol, preset_name, key_preset, _ = case
     fields = {name: Raw(raw) for name, raw in judged}
     asked = Request(protocol=protocol, path="", fields=fields, preset=preset_name, key_preset=key_preset)
     preset, upstream, model = choose(asked, config, facts)
     told = ((b"x-tempera-preset", preset.name.encode()), (b"x-tempera-revision", config.revision.encode()))
-    return Chosen(preset, upstream, model, facts.engines[upstream].dialect, told)
+    return Chosen(preset, upstream, model, facts.engines[upstream].dialect, told, {})
 
 
-@lru_cache(maxsize=512)
-def _settled(case: _Case, config: Config, chosen: Chosen, arm: Arm) -> Settled:
+def _settle(case: _Case, config: Config, chosen: Chosen, arm: Arm) -> Settled:
     judged, protocol, _, _, key_presets = case
     fields = {name: Raw(raw) for name, raw in judged}
     preset, dialect, context = chosen.preset, chosen.dialect, chosen.model.context

@@ -20,8 +20,9 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from gateway.protocol.errors import GatewayError, UpstreamError, UpstreamInvalidResponse, UpstreamReset, UpstreamTimeout
-from gateway.serving.reply import Reply, Sink
+from gateway.serving.reply import Reply
 from gateway.serving.timing import Timeouts
+from gateway.serving.way import Sink
 
 HIGH_WATER = 256 * 1024  # bytes of unread body, framing included, at which the socket is read no further
 MAX_HEAD = 64 * 1024  # bytes of status line and headers, and of framing between two pieces of body

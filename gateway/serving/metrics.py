@@ -9,15 +9,15 @@ Knows what an exchange and its row say of themselves; reads no bodies.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.log.exchange import RawExchange
 from gateway.log.row import Row
+from gateway.log.usage import read_usage
 from gateway.serving.counting import Buckets, Counts
 from gateway.serving.state import State
 
@@ -42,38 +42,6 @@ _TEXTS: Final = {
     "in_flight": "Requests on the data path now.",
     "reloads": "Readings of the presets file by how they ended.",
 }
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
-
-
-class Usage(msgspec.Struct):
-    """Token counts, as the protocols spell them; what an engine says in any other way counts as nothing."""
-
-    prompt_tokens: Tokens = 0
-    completion_tokens: Tokens = 0
-    input_tokens: Tokens = 0
-    output_tokens: Tokens = 0
-
-    @property
-    def prompt(self) -> int:
-        return self.prompt_tokens or self.input_tokens
-
-    @property
-    def completion(self) -> int:
-        return self.completion_tokens or self.output_tokens
-
-
-_usage: Final = msgspec.json.Decoder(Usage)
-_NO_USAGE: Final = Usage()
-
-
-def read_usage(row: Row) -> Usage:
-    """The token counts of a row; zeros when the engine told none that can be read."""
-    if row.usage is None:
-        return _NO_USAGE
-    try:
-        return _usage.decode(row.usage)
-    except msgspec.MsgspecError:
-        return _NO_USAGE
 
 
 class Metrics:

@@ -37,8 +37,8 @@ from gateway.serving.access import ANYBODY, Caller
 from gateway.serving.client import Client, ClientGoneError, Headers, Scope
 from gateway.serving.ids import exchange_id, request_id
 from gateway.serving.passage import Passage
-from gateway.serving.reply import Reply
 from gateway.serving.state import State
+from gateway.serving.way import Answer
 
 KEPT: Final = 256 * 1024  # bytes of a reply's body kept for the log,
 KEPT_END: Final = 32 * 1024  # so many of them from its end, where the usage is
@@ -72,21 +72,20 @@ class Turn:
         self.told: Headers = ()  # reply headers that admission wants told; their values are ours
         self.leave: Callable[[RawExchange], None] | None = None  # what admission wants to know at the end
         self.outgoing: Outgoing | None = None
-        self.reply: Reply | None = None
+        self.reply: Answer | None = None
         self.rewrite: Callable[[bytes], bytes] | None = None  # of a good reply's body, for a route of another shape
         self._begun = self._gone = self._told = False
         self._size = 0
         self._start = _clock()
         trace = self.headers.get(b"traceparent")
         self.exchange = RawExchange(
-            id=self.id,
-            request_id=request_id(self.headers.get(b"x-request-id"), self.id),
-            time=time.time(),
-            protocol="chat" if scope["path"] == "/generate" else PATHS.get(scope["path"], "other"),
-            plan=None,
-            reply=[],
-            trace=None if trace is None else trace.decode("latin-1"),
+            self.id,
+            request_id(self.headers.get(b"x-request-id"), self.id),
+            time.time(),
+            "chat" if scope["path"] == "/generate" else PATHS.get(scope["path"], "other"),
         )
+        if trace is not None:
+            self.exchange.trace = trace.decode("latin-1")
 
     async def run(self, prepare: Prepare) -> None:
         """The whole of it. Returns when the client has its reply, an error, or has left; raises only CancelledError."""
@@ -178,7 +177,7 @@ class Turn:
             shown = body if self.rewrite is None else self.rewrite(body)
             self._answer(200, replies.forwarded(reply.headers, replies.TO_CLIENT), shown)
 
-    async def _stream(self, reply: Reply, drop_usage: bool) -> None:
+    async def _stream(self, reply: Answer, drop_usage: bool) -> None:
         """Event by event as they come, straight from the engine's connection to the client's.
 
         Nothing is sent before the first one is there, so that an error before it has a status.
@@ -209,7 +208,7 @@ class Turn:
         self._told = sse.is_last(data)
         return self._client.write(data, not last)  # the end rides on the last event
 
-    async def _whole(self, reply: Reply) -> bytes:
+    async def _whole(self, reply: Answer) -> bytes:
         """A reply that is not streamed, held up to a cap."""
         limit, pieces, size, piece = self.state.settings.max_reply, list[bytes](), 0, reply.take()
         while True:
@@ -221,7 +220,7 @@ class Turn:
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
             piece = await reply.read()
 
-    async def _refused(self, reply: Reply) -> None:
+    async def _refused(self, reply: Answer) -> None:
         """The engine's own error status: its words pass through."""
         whole = await self._whole(reply)
         self.exchange.first_byte = _clock() - self._start

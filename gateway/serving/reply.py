@@ -6,15 +6,13 @@ Knows what a reader may ask; the bytes, their framing and their deadlines are th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.protocol.errors import GatewayError, UpstreamReset
+from gateway.serving.way import Sink
 
 if TYPE_CHECKING:
     from gateway.serving.connection import Connection
-
-Sink = Callable[[bytes, bool], bool]
 
 
 class Reply:

@@ -14,7 +14,7 @@ from gateway.policy.choice import Facts
 from gateway.policy.config import Config
 from gateway.serving.access import Access
 from gateway.serving.models import Models
-from gateway.serving.upstream import Pool
+from gateway.serving.way import Way
 from gateway.settings import Settings
 
 
@@ -25,7 +25,7 @@ class State:
     settings: Settings
     config: Config
     facts: Facts
-    pools: Mapping[str, Pool]
+    pools: Mapping[str, Way]
     models: Models
     access: Access
     log: Log

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from gateway.log.exchange import RawExchange
 from gateway.log.row import Row
+from gateway.log.usage import read_usage
 from gateway.policy.config import Upstream
 from gateway.policy.params import PARAMS
-from gateway.serving.metrics import read_usage
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor

@@ -22,6 +22,7 @@ from gateway.protocol.errors import InvalidRequest, UpstreamReset, UpstreamUnava
 from gateway.serving.connection import Connection, Stale
 from gateway.serving.reply import Reply
 from gateway.serving.timing import Timeouts
+from gateway.serving.way import Headers
 
 # Why there is no connection: the first row that fits.
 _UNAVAILABLE: tuple[tuple[type[OSError], str], ...] = (
@@ -46,7 +47,6 @@ _OWN = {
 
 
 _REMEMBERED = 256  # request heads without what differs from request to request; clients send the same few headers
-Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Pool:

@@ -44,6 +44,9 @@ class Image:
         if not (tools / "python").exists():
             (tools / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
             (tools / "python").chmod(0o755)
+            (tools / "apt-get").symlink_to(
+                "/bin/true"
+            )  # what the base image lacks this machine has, or the test says so
         self._tools = tools
         self.stage = self._build(target)
 
@@ -125,7 +128,9 @@ class Image:
                 continue
             where.parent.mkdir(parents=True, exist_ok=True)
             if origin.is_dir():
-                shutil.copytree(origin, where, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    origin, where, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "_compiled")
+                )
             else:
                 shutil.copy(origin, where)
 

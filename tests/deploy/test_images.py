@@ -34,12 +34,16 @@ building = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("path", [".env", ".git/config", "data/log.db", ".venv/bin/python", "deploy/vllm/vllm.sh"])
+@pytest.mark.parametrize(
+    "path", [".env", ".git/config", "data/log.db", ".venv/bin/python", "deploy/vllm/vllm.sh", "gateway/_compiled/x"]
+)
 def test_secrets_and_data_never_enter_the_build_context(path: str) -> None:
     assert not in_context(path)
 
 
-@pytest.mark.parametrize("path", ["pyproject.toml", "gateway/settings.py", "ui/app.py", "deploy/locks/model.txt"])
+@pytest.mark.parametrize(
+    "path", ["pyproject.toml", "hatch_build.py", "gateway/settings.py", "ui/app.py", "deploy/locks/model.txt"]
+)
 def test_sources_enter_the_build_context(path: str) -> None:
     assert in_context(path)
 

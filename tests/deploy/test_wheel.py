@@ -17,6 +17,8 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from gateway import compiled
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = sorted((ROOT / "deploy" / "locks").glob("*.txt"))
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -31,7 +33,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     done = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     (built,) = out.glob("*.whl")
-    assert built.name == f"{PROJECT['name'].replace('-', '_')}-{PROJECT['version']}-py3-none-any.whl"
+    whole = re.fullmatch(r"(.+?)-(py3-none-any|cp3\d+-cp3\d+-\w+)\.whl", built.name)
+    assert whole is not None
+    assert whole[1] == f"{PROJECT['name'].replace('-', '_')}-{PROJECT['version']}"
+    assert (whole[2] == "py3-none-any") != compiled.fresh(), (
+        "compiled where there is a compiler, and for that Python only"
+    )
     return zipfile.ZipFile(built)
 
 
@@ -43,6 +50,9 @@ def in_tree() -> set[str]:
 def test_the_wheel_holds_our_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     about = {name for name in names if ".dist-info/" in name}
+    made = {name for name in names if name.startswith("gateway/_compiled/")}
+    assert {Path(name).name for name in made} == {file.name for file in compiled.FOLDER.glob("*") if compiled.fresh()}
+    names -= made
     ours = {name for name in names - about if name.startswith(("gateway/", "ui/"))}
     assert names - about - ours == set()
     assert {name for name in ours if Path(name).suffix not in {".py", *DATA}} == set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ CACHE = ROOT / ".cache" / "fuzz"
 LONGEST = 2048  # bytes of an input; targets repeat parts of it where length matters
 HANG = 20  # seconds for one input
 MEMORY = 1024  # MiB for the process
+PLAIN = os.environ | {"TEMPERA_COMPILED": "off"}  # what is compiled tells atheris nothing of its branches
 
 
 def main() -> int:
@@ -60,7 +62,7 @@ def fuzz(name: str, seconds: int, runs: int) -> dict[str, Any]:
     before = set(found(name))
     print(f"{name}: {target.about}", flush=True)
     began = time.monotonic()
-    done = subprocess.run(_command(name, home, seconds, runs), cwd=ROOT, capture_output=True, check=False)
+    done = subprocess.run(_command(name, home, seconds, runs), cwd=ROOT, env=PLAIN, capture_output=True, check=False)
     said = done.stderr.decode(errors="replace") + done.stdout.decode(errors="replace")
     report = _report(name, home, said, time.monotonic() - began)
     report["findings"] = [str(path.relative_to(ROOT)) for path in found(name) if path not in before]

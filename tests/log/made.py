@@ -63,19 +63,16 @@ def exchange(*, at: float | None = None, request: Any = CHAT, reply: Any = REPLY
     at = time.time() if at is None else at
     chunks = reply if isinstance(reply, list) else [msgspec.json.encode(reply)]
     name = new_id(at)
-    return RawExchange(
-        **{
-            "id": name,
-            "request_id": name,
-            "time": at,
-            "protocol": "chat",
-            "plan": plan(),
-            "key": "alice",
-            "request": request if isinstance(request, bytes) else msgspec.json.encode(request),
-            "status": 200,
-            "reply": chunks,
-            "first_byte": 0.05,
-            "duration": 0.1,
-        }
-        | changes
-    )
+    made = RawExchange(name, name, at, "chat")
+    about = {
+        "plan": plan(),
+        "key": "alice",
+        "request": request if isinstance(request, bytes) else msgspec.json.encode(request),
+        "status": 200,
+        "reply": chunks,
+        "first_byte": 0.05,
+        "duration": 0.1,
+    }
+    for field, value in (about | changes).items():
+        setattr(made, field, value)
+    return made

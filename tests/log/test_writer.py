@@ -11,13 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from gateway.log import spool, store
-from gateway.log.digest import digest
 from gateway.log.exchange import RawExchange
 from gateway.log.options import Options
 from gateway.log.row import Row
@@ -123,7 +121,7 @@ def test_a_full_queue_drops_and_says_so(start_log: Start) -> None:
 
 def test_a_row_the_database_refuses_does_not_hold_up_the_others(start_log: Start) -> None:
     log = start_log(interval=0.3)  # nothing is late, so nothing is spooled: the row meets the database once
-    poison = exchange(outcome=None)
+    poison = exchange(request_id="\ud800")  # half a character: no database holds it
     good = [exchange() for _ in range(30)]
     for made in [*good[:11], poison, *good[11:]]:
         log.offer(made)
@@ -133,17 +131,15 @@ def test_a_row_the_database_refuses_does_not_hold_up_the_others(start_log: Start
     assert accounted(log)
 
 
-def test_a_bug_in_reading_costs_one_row(start_log: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = start_log()
+def test_a_bug_in_reading_costs_one_row(start_log: Start) -> None:
+    def trip(text: str) -> str:
+        if "trip" in text:
+            raise ZeroDivisionError
+        return text
+
+    log = start_log(trip)
     good = [exchange() for _ in range(5)]
     broken = exchange(request_id="trip")
-
-    def trip(made: RawExchange, *rest: Any) -> Row:
-        if made.request_id == "trip":
-            raise ZeroDivisionError
-        return digest(made, *rest)
-
-    monkeypatch.setattr("gateway.log.writer.digest", trip)
     for made in (*good[:2], broken, *good[2:]):
         log.offer(made)
     assert log.flush(10)

@@ -316,7 +316,7 @@ def test_the_memory_of_answers_holds_no_long_texts() -> None:
     from gateway.policy import plan as module
 
     config = one({"stop": "END"})
-    before = module._settled.cache_info().currsize
+    before = module._choose.cache_info().currsize
     for number in range(20):
         planned({"stop": f"{number}" * 10_000}, config)
-    assert module._settled.cache_info().currsize <= before + 1
+    assert module._choose.cache_info().currsize <= before + 1

@@ -188,8 +188,9 @@ def test_what_an_exchange_has_cost(reply: list[bytes], streaming: bool, tokens: 
 
 
 def made(reply: list[bytes], *, stream: bool, status: int = 200) -> RawExchange:
-    about: dict[str, Any] = {"id": "x", "request_id": "x", "time": 0.0, "protocol": "chat", "plan": None}
-    return RawExchange(**about, reply=reply, stream=stream, status=status, pieces=3 if stream else 0)
+    found = RawExchange("x", "x", 0.0, "chat")
+    found.reply, found.stream, found.status, found.pieces = reply, stream, status, 3 if stream else 0
+    return found
 
 
 # --- requests in flight

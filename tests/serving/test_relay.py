@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -510,9 +511,9 @@ async def test_an_encoded_body_is_refused(coding: bytes) -> None:
 
 def keep(pieces: list[int]) -> tuple[list[bytes], bool, bytes]:
     """What is kept of a reply in pieces of these sizes, whether it is cut, and the whole."""
-    turn = Turn.__new__(Turn)
-    turn.exchange = relay.RawExchange(id="", request_id="", time=0, protocol="chat", plan=None, reply=[])
-    turn._size = 0
+    driven = ask(plain(REPLY))
+    turn = Turn(driven.state, driven.scope, SimpleNamespace())
+    turn.exchange = relay.RawExchange("", "", 0, "chat")
     whole = b""
     for number, size in enumerate(pieces):
         piece = bytes([number % 251]) * size

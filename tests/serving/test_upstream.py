@@ -404,7 +404,7 @@ async def test_what_would_change_the_request_is_refused_before_a_connection(meth
 )
 def test_urls(url, host, port, prefix):
     pool = Pool(url)
-    head = pool._head(b"GET", b"/x", [], b"")
+    head = pool._head(b"GET", b"/x", (), True)
     assert head.startswith(b"GET " + prefix + b"/x HTTP/1.1\r\nHost: " + host + b"\r\n")
     assert pool.name.endswith(f":{port}")
 
