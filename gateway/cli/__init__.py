@@ -9,10 +9,15 @@ from __future__ import annotations
 import click
 
 from gateway.cli import evaluation, keys, records, running
+from gateway.compiled import used
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
-@click.version_option(package_name="tempera-gateway", prog_name="tempera")
+@click.version_option(
+    package_name="tempera-gateway",
+    prog_name="tempera",
+    message=f"%(prog)s, version %(version)s, {'compiled' if used() else 'plain Python'}",
+)
 def main() -> None:
     """Scenario presets with guard rails, in front of an OpenAI-compatible engine."""
 
