@@ -26,7 +26,8 @@ def tell(*_):
     from collections import Counter
 
     tasks = asyncio.all_tasks(asyncio.get_running_loop())
-    found = Counter(task.get_coro().__qualname__ for task in tasks)
+    coroutines = [task.get_coro() for task in tasks]
+    found = Counter(getattr(one, "__qualname__", type(one).__name__) for one in coroutines)  # compiled ones have none
     path = os.environ["SOAK_PROBE"]
     with open(path + ".new", "w") as file:
         json.dump(found, file)
