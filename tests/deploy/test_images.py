@@ -6,6 +6,7 @@ The cheap half is always run. Building takes two minutes and downloads what is n
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -138,7 +139,9 @@ def test_the_gateways_image_holds_no_tool_to_build_or_install_with(gateway: int,
     packages = next((root / "opt" / "gateway" / "lib").glob("python3*/site-packages"))
     assert (packages / "gateway").is_dir()
     found = {path.name for path in packages.iterdir()}
-    assert not found & {"pip", "setuptools", "wheel", "hatchling", "pytest", "chainlit"}
+    assert not found & {"pip", "setuptools", "wheel", "hatchling", "pytest", "chainlit", "mypy"}
+    if shutil.which("cc"):
+        assert list(packages.glob("gateway/_compiled/*/sources.sha256")), "it is compiled"
     assert (root / "data" / "log.db").exists() or list((root / "data").iterdir())
 
 
