@@ -79,7 +79,7 @@ lock: ## Pin the dependencies again (needs uv); the files name no registry
 	$(UVC) --extra ui --extra embedded --extra postgres --extra redis --extra otel --extra eval --extra dev pyproject.toml -o $(LOCKS)/dev.txt
 	$(UVC) -c $(LOCKS)/dev.txt --extra embedded --extra postgres --extra redis --extra otel pyproject.toml -o $(LOCKS)/container-gateway.txt
 	$(UVC) -c $(LOCKS)/dev.txt --extra ui --extra postgres pyproject.toml -o $(LOCKS)/container-chat.txt
-	printf 'hatchling\nmypy\nsetuptools\n' | $(UVC) -c $(LOCKS)/dev.txt - -o $(LOCKS)/container-build.txt
+	printf 'hatchling\nmypy\nsetuptools\ntypes-PyYAML\n' | $(UVC) -c $(LOCKS)/dev.txt - -o $(LOCKS)/container-build.txt
 	echo 'vllm==0.32.0' | $(UVC) - -o $(LOCKS)/vllm.txt
 	echo 'vllm-router==0.1.17' | $(UVC) - -o $(LOCKS)/vllm-router.txt
 
