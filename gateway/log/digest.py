@@ -68,8 +68,8 @@ def digest(exchange: RawExchange, redact: Redact | None = None, limit: int = MES
         text=text,
         finish_reason=_name(reply.finish_reason),
         usage=_json(reply.usage) if reply.usage else None,
-        ttft_ms=None if exchange.ttft is None else round(exchange.ttft * 1000, 3),
-        duration_ms=round(exchange.duration * 1000, 3),
+        ttft_ms=None if exchange.ttft is None else _milliseconds(exchange.ttft),
+        duration_ms=_milliseconds(exchange.duration),
         outcome=exchange.outcome,
         key=_name(exchange.key),
         truncated=truncated,
@@ -83,12 +83,12 @@ _NUL: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 def _clean(row: Row, redact: Redact | None) -> Row:
     """No NUL (PostgreSQL holds none), neither plain nor written in JSON, and nothing that `redact` takes out."""
-    plain = "\n".join(filter(None, (row.text, row.response_id, row.request_id, row.finish_reason, row.key, row.preset)))
-    json = "\n".join(filter(None, (row.messages, row.asked, row.effective, row.adjustments, row.usage)))
+    plain = (row.text, row.response_id, row.request_id, row.finish_reason, row.key, row.preset)
+    json = (row.messages, row.asked, row.effective, row.adjustments, row.usage)
+    whole = "\n".join(filter(None, plain + json))
     # Nearly always there is nothing to do, and one look tells; one letter is found in a tenth of the time of several.
-    # JSON has a NUL only as an escape: no parser here takes it as it is.
-    nul = "\0" in plain or ("\\" in json and "\\u0000" in json)
-    if not nul and (redact is None or (redact(plain) == plain and redact(json) == json)):
+    nul = "\0" in whole or ("\\" in whole and "\\u0000" in whole)
+    if not nul and (redact is None or redact(whole) == whole):
         return row
     texts = {name: value for name in COLUMNS if isinstance(value := getattr(row, name), str)}
     for name, value in texts.items():
@@ -112,6 +112,11 @@ def redactor(secrets: Iterable[str], pattern: str | None = None) -> Redact:
         return text if compiled is None else compiled.sub(REDACTED, text)
 
     return redact
+
+
+def _milliseconds(seconds: float) -> float:
+    """To three digits, which round() takes six times as long for."""
+    return int(seconds * 1e6 + 0.5) / 1000
 
 
 def _name(text: str | None) -> str | None:

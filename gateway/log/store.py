@@ -10,7 +10,8 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Final
 
@@ -179,13 +180,12 @@ def write(engine: Engine, items: Sequence[Item]) -> int:
 _NAMES: Final = ", ".join(f'"{name}"' for name in COLUMNS)
 
 
-def _sqlite_statement(rows: int) -> str:
-    places = f"({', '.join('?' * len(COLUMNS))})"
-    return f"INSERT INTO exchanges ({_NAMES}) VALUES {', '.join([places] * rows)} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
-
-
-_ONE: Final = _sqlite_statement(1)
-_MANY: Final = _sqlite_statement(_CHUNK)
+@lru_cache(maxsize=64)
+def _sqlite_statement(told: tuple[bool, ...], rows: int) -> str:
+    """The INSERT of as many rows that names the columns which are `told`; the others are NULL."""
+    names = [f'"{name}"' for name in compress(COLUMNS, told)]
+    places = ", ".join([f"({', '.join('?' * len(names))})"] * rows)
+    return f"INSERT INTO exchanges ({', '.join(names)}) VALUES {places} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
 
 
 def _chunks(rows: list[Row]) -> Iterator[list[tuple[Any, ...]]]:
@@ -195,13 +195,17 @@ def _chunks(rows: list[Row]) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def _insert_sqlite(connection: Connection, rows: list[Row]) -> int:
+    """A column that nobody in a chunk has a value for is left out: to bind a None costs more than to bind a text."""
     driver: Any = connection.connection.driver_connection
     new = 0
     for chunk in _chunks(rows):
+        columns = list(zip(*chunk, strict=True))
+        told = tuple(values.count(None) < len(chunk) for values in columns)
+        values = zip(*compress(columns, told), strict=True)
         if len(chunk) == _CHUNK:
-            new += driver.execute(_MANY, tuple(chain.from_iterable(chunk))).rowcount
+            new += driver.execute(_sqlite_statement(told, _CHUNK), tuple(chain.from_iterable(values))).rowcount
         else:
-            new += driver.executemany(_ONE, chunk).rowcount
+            new += driver.executemany(_sqlite_statement(told, 1), values).rowcount
     return new
 
 

@@ -1,8 +1,9 @@
 """The sample log of a process: exchanges in, rows out, and never a wait for whoever offers.
 
-`offer` appends to a queue that is bounded in bytes, and wakes nobody. The writer thread turns exchanges into rows a few
-times an interval and hands them to the loader in batches. A row is in the database or in the spool at the latest two
-intervals and the patience after its exchange was offered: that is what a `kill -9` can cost. Knows nothing about SQL.
+`offer` appends to a queue that is bounded in bytes, and wakes nobody until that holds a batch. The writer thread turns
+exchanges into rows a few times an interval and hands them to the loader in batches. A row is in the database or in the
+spool at the latest two intervals and the patience after its exchange was offered: that is what a `kill -9` can cost.
+Knows nothing about SQL.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gateway.log.options import MB, Options
 from gateway.log.row import Item, Row, Snapshot
 from gateway.log.spool import Spool
 
-_BATCH_BYTES: Final = MB
+_BATCH_BYTES: Final = MB // 2  # twice as much is no faster, and 5 MB dearer with long requests
 _LONG: Final = 64 * 1024  # bytes of a request that is not worth keeping whole until it is read
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Log:
         self._options = options
         self._redact, self._on_row = redact, on_row
         self._queue: SimpleQueue[tuple[int, RawExchange | Item, RawExchange | None] | None] = SimpleQueue()
-        self._wake = threading.Event()  # set when somebody waits for the end of the queue
+        self._wake = threading.Event()  # set when a batch has gathered, or somebody waits for the end of the queue
         self._closed = False
         # Changed by the offering thread only:
         self._offered = self._put_in = self._bytes_in = 0
@@ -119,6 +120,8 @@ class Log:
         self._bytes_in += size
         self._put_in += 1
         self._queue.put((size, item, read))
+        if self.queued >= _BATCH_BYTES and not self._wake.is_set():
+            self._wake.set()
 
     def _turn(self) -> bool:
         """Gathers a batch, hands it over, and spools what the loader could not write in time. False at the end."""
@@ -142,7 +145,7 @@ class Log:
     def _gather(self) -> bool:
         """Reads what is queued, at the next glance, or at once after a full batch. False once closed and empty.
 
-        Nobody wakes this thread for an exchange: a wake-up costs more than reading it, and takes the interpreter away
+        Nobody wakes this thread for one exchange: a wake-up costs more than reading it, and takes the interpreter away
         from whoever offered. How long it keeps the interpreter is the server's switch interval.
         """
         self._hurried = False

@@ -104,6 +104,17 @@ def test_every_value_survives(engine: Engine) -> None:
     assert found["messages"][0]["content"] == '温度 \ufffd \\u0000 \u2028 "quoted" \t'
 
 
+def test_rows_keep_their_own_gaps(engine: Engine) -> None:
+    """Whether many rows, some or none beside it have a value there."""
+    keys = [None] * 60 + ["bob", None] * 35 + [None, "ann"]
+    rows = [digest(exchange(key=key, ttft=None if key else 0.5)) for key in keys]
+    assert store.write(engine, rows) == len(rows)
+    columns = schema.exchanges.c
+    with engine.connect() as connection:
+        found = connection.execute(select(columns.key, columns.ttft_ms, columns.text).order_by(columns.id)).all()
+    assert found == [(row.key, row.ttft_ms, row.text) for row in rows]
+
+
 def filled(engine: Engine) -> list[Row]:
     """Six hours of exchanges, one a minute, at four temperatures, in two presets."""
     rows = []

@@ -71,6 +71,13 @@ def test_everything_offered_is_there_once(start_log: Start) -> None:
         assert connection.execute(select(config_snapshots)).all() == [("0123456789ab", "presets: {}")]
 
 
+def test_a_burst_is_not_kept_in_memory_until_the_next_look(start_log: Start) -> None:
+    log = start_log(interval=3600.0)
+    for _ in range(20):
+        log.offer(exchange(request={"prompt": "x" * 40_000}))
+    wait_for(lambda: log.queued == 0 and log.stats()["written"] >= 10)
+
+
 def test_close_writes_what_is_queued_and_refuses_the_rest(start_log: Start) -> None:
     log = start_log()
     offered = offer(log, 700)
