@@ -88,8 +88,9 @@ class Table:
 
     def _find(self, key: bytes) -> int | None:
         start = _bucket(key)
-        at = self._map.find(key, start, start + _BUCKET)
-        return at if at >= 0 and (at - start) % _ROW.size == 0 else None
+        # Not mmap.find: before Python 3.11.4 (gh-105235) it read a byte beyond the map, which killed the process.
+        at = self._map[start : start + _BUCKET].find(key)
+        return start + at if at >= 0 and at % _ROW.size == 0 else None
 
     def _room(self, key: bytes, now: float) -> int:
         start = _bucket(key)

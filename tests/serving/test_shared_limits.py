@@ -92,6 +92,25 @@ def test_a_full_table_forgets_and_goes_on(table: Table) -> None:
         assert table.value(str(n), AT) == 7
 
 
+AT_THE_END = """
+import mmap
+from gateway.serving import shared_limits as shared
+guard = mmap.mmap(-1, shared._SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0)
+table = shared.Table(shared.create())  # Linux maps it right below
+last = shared._SIZE - shared._BUCKET
+hashes = ((str(n), shared._hash(str(n))) for n in range(1_000_000))
+name = next(name for name, key in hashes if shared._bucket(key) == last and 0 in key[:-1])  # so that find goes slowly
+table.put(name, 7, 2.0, 1.0)
+print(table.value(name, 1.0))
+"""
+
+
+def test_nothing_is_read_beyond_the_table() -> None:
+    """mmap.find of Python before 3.11.4 did, and the process was gone."""
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "7\n")
+
+
 CHILD = """
 import asyncio, sys
 from gateway.serving.ledger import Ask, Want
