@@ -25,8 +25,8 @@ ROOMS: Final = ("protocol", "policy", "log", "serving")  # a compiled module dep
 MODULES: Final = (
     "protocol.envelope", "protocol.sse", "policy.fences", "policy.plan", "log.digest", "log.exchange", "log.writer",
     "serving.connection", "serving.counting", "serving.cycle", "serving.front",
-    "serving.ids", "serving.keeping", "serving.metrics", "serving.relay", "serving.replies", "serving.reply",
-    "serving.routes", "serving.upstream", "serving.wire",
+    "serving.ids", "serving.keeping", "serving.ledger", "serving.metrics", "serving.relay", "serving.replies",
+    "serving.reply", "serving.routes", "serving.stay", "serving.upstream", "serving.wire",
 )  # fmt: skip
 SUFFIX: Final = EXTENSION_SUFFIXES[0]
 FOLDER: Final = PACKAGE / "_compiled" / SUFFIX.split(".")[1]

@@ -41,6 +41,24 @@ def assemble(body: bytes, stream: bool) -> Assembled:
         return _anything(body, stream)
 
 
+def read_usage(body: bytes, stream: bool) -> dict[str, Any]:
+    """Only what a finished reply has cost; empty where the engine said nothing of it. Never raises."""
+    if not stream:
+        try:
+            if (found := _bill.decode(body).usage) is not None:
+                return found
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass
+    return assemble(body, stream).usage or {}
+
+
+class _Bill(msgspec.Struct):
+    usage: dict[str, Any] | None = None
+
+
+_bill = msgspec.json.Decoder(_Bill)
+
+
 class _Said(msgspec.Struct):
     content: str | None = None
 

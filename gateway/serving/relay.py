@@ -69,7 +69,7 @@ class Turn:
         self.id = exchange_id()
         self.headers: dict[bytes, bytes] = {name: value for name, value in scope["headers"] if name in _WANTED}
         self.caller: Caller = ANYBODY
-        self.told: Headers = ()  # reply headers that admission wants told; their values are ours
+        self.told = b""  # reply headers that admission wants told, a line each
         self.leave: Callable[[RawExchange], None] | None = None  # what admission wants to know at the end
         self.outgoing: Outgoing | None = None
         self.reply: Answer | None = None
@@ -251,9 +251,7 @@ class Turn:
         self._begun = True
         ids = b"x-tempera-exchange: %b\r\nx-request-id: %b\r\n" % (self.id.encode(), self.exchange.request_id.encode())
         plan = () if self.outgoing is None else self.outgoing.headers
-        if self.told:
-            ids += b"".join([b"%b: %b\r\n" % header for header in self.told])
-        self._client.start(status, (headers, plan), ids, length)
+        self._client.start(status, (headers, plan), ids + self.told, length)
 
     def _answer(self, status: int, headers: Headers, body: bytes) -> None:
         self._begin(status, headers, len(body))

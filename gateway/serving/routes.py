@@ -30,9 +30,9 @@ from gateway.protocol.errors import (
     UpstreamUnavailable,
 )
 from gateway.serving.access import bearer
-from gateway.serving.limits import Stay
 from gateway.serving.passage import Passage
 from gateway.serving.relay import Prepare, Turn
+from gateway.serving.stay import Stay
 
 # Routes of the engine that generate nothing and change nothing. A body's model name is translated as everywhere.
 PASSED: Final = frozenset(

@@ -12,7 +12,7 @@ from typing import Any, Final
 from limits.aio.storage import RedisStorage
 from limits.errors import ConfigurationError
 
-from gateway.serving.ledger import KEPT, Taken, Want, correct, discard
+from gateway.serving.ledger import KEPT, Taken, Want, discard
 
 _SCHEMES: Final = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 _CONNECTIONS: Final = 64
@@ -76,6 +76,7 @@ class SharedLedger:
         self._ended: dict[str, set[str]] = {}  # what the store does not know yet
 
     async def take(self, want: Want) -> Taken:
+        """Everything or nothing."""
         keys, amounts = [_leases(want.name)], list[int]()
         for ask in want.asks:
             keys += (f"{_PREFIX}:{key}" for key in want.counters(ask))
@@ -87,14 +88,18 @@ class SharedLedger:
         return Taken(bool(taken), bool(room), list(zip(counts[::2], counts[1::2], strict=True)))
 
     def end(self, want: Want) -> bool:
+        """The request is no longer in flight (or never was). Whether `settle` is needed to make that known."""
         discard(self._held, want)
         if want.concurrency is not None:
             self._ended.setdefault(want.name, set()).add(want.request)
         return want.concurrency is not None
 
     async def settle(self, want: Want, more: int, at: float) -> None:
+        """Correct the tokens that were asked for by `more`, and make `end` known."""
         await self._tell_ended(want.name)
-        await correct(self._store, want, more, at)
+        minute = want.corrected(more, at)
+        if minute is not None:
+            await self._store.incr(want.counter("tpm", minute), KEPT, more)
 
     async def hold(self) -> None:
         """Renew what this process holds, and end what has ended; also after the store was away or lost everything."""

@@ -109,7 +109,7 @@ class CommonLedger:
         self._table, self._worker, self._workers = table, worker, workers
         self._held: dict[str, set[str]] = {}
 
-    async def take(self, want: Want) -> Taken:
+    def take(self, want: Want) -> Taken:
         """Everything or nothing."""
         value, name, at = self._table.value, want.name, want.at
         with self._table.locked():
@@ -126,18 +126,18 @@ class CommonLedger:
                     self._table.put(now, used + ask.cost, at + KEPT, at)
         return Taken(taken, room, counts)
 
-    def end(self, want: Want) -> bool:
+    def end(self, want: Want) -> None:
         """The request is no longer in flight; everybody knows at once."""
         if want.request in self._held.get(want.name, ()):
             discard(self._held, want)
             with self._table.locked():
                 self._show(want.name, want.at)
-        return False
 
-    async def settle(self, want: Want, more: int, at: float) -> None:
+    def settle(self, want: Want, more: int, at: float) -> None:
         """Correct the tokens by `more`."""
-        key = want.corrected("tpm", more, at) if more else None
-        if key is not None:
+        minute = want.corrected(more, at)
+        if minute is not None:
+            key = want.counter("tpm", minute)
             with self._table.locked():
                 self._table.put(key, max(0, self._table.value(key, at) + more), at + KEPT, at)
 

@@ -13,7 +13,8 @@ from gateway.log.exchange import RawExchange
 from gateway.protocol.errors import UpstreamReset, UpstreamUnavailable
 from gateway.serving.access import Caller
 from gateway.serving.keyfile import Limits
-from gateway.serving.limits import Limiter, duration, spent
+from gateway.serving.limits import Limiter
+from gateway.serving.stay import duration, spent
 from tests.contract.targets import free_port, send
 from tests.fakes import FakeEngine
 from tests.serving.driven import BODY, Driven, Hang, ask, plain, stream

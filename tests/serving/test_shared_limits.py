@@ -30,35 +30,35 @@ def want(request: str = "a", at: float = AT, name: str = "k", **limits: Any) -> 
 
 async def test_two_workers_hold_one_limit(table: Table) -> None:
     one, two = CommonLedger(table, 1, 2), CommonLedger(table, 2, 2)
-    assert [(await ledger.take(want(rpm=(1, 4)))).taken for ledger in (one, two, one, two, one, two)] == [True] * 4 + [
+    assert [(ledger.take(want(rpm=(1, 4)))).taken for ledger in (one, two, one, two, one, two)] == [True] * 4 + [
         False
     ] * 2
-    assert (await one.take(want(name="other", rpm=(1, 4)))).counts == [(0, 0)]
-    later = await two.take(want(at=AT + 60 + 30, rpm=(1, 4)))  # half of the last minute counts
+    assert (one.take(want(name="other", rpm=(1, 4)))).counts == [(0, 0)]
+    later = two.take(want(at=AT + 60 + 30, rpm=(1, 4)))  # half of the last minute counts
     assert (later.taken, later.counts) == (True, [(4, 0)])
-    assert (await two.take(want(at=AT + 240, rpm=(4, 4)))).counts == [(0, 0)]
+    assert (two.take(want(at=AT + 240, rpm=(4, 4)))).counts == [(0, 0)]
 
 
 async def test_all_or_nothing_and_tokens_are_settled(table: Table) -> None:
     ledger = CommonLedger(table, 1, 1)
     first = want(concurrency=5, rpm=(1, 10), tpm=(100, 150))
-    assert (await ledger.take(first)).taken
-    refused = await ledger.take(want("b", concurrency=5, rpm=(1, 10), tpm=(100, 150)))
+    assert (ledger.take(first)).taken
+    refused = ledger.take(want("b", concurrency=5, rpm=(1, 10), tpm=(100, 150)))
     assert (refused.taken, refused.room, refused.counts) == (False, True, [(0, 1), (0, 100)])
-    await ledger.settle(first, -80, AT + 1)
-    second = await ledger.take(want("b", concurrency=5, rpm=(1, 10), tpm=(100, 150)))
+    ledger.settle(first, -80, AT + 1)
+    second = ledger.take(want("b", concurrency=5, rpm=(1, 10), tpm=(100, 150)))
     assert (second.taken, second.counts) == (True, [(0, 1), (0, 20)])
-    await ledger.settle(first, 500, AT + 61)  # what was used beyond it counts when it is known
-    assert (await ledger.take(want(at=AT + 61, tpm=(1, 150)))).counts == [(120, 500)]
-    await ledger.settle(first, -10_000, AT + 1)
-    assert (await ledger.take(want(tpm=(1, 150)))).counts == [(0, 0)]
+    ledger.settle(first, 500, AT + 61)  # what was used beyond it counts when it is known
+    assert (ledger.take(want(at=AT + 61, tpm=(1, 150)))).counts == [(120, 500)]
+    ledger.settle(first, -10_000, AT + 1)
+    assert (ledger.take(want(tpm=(1, 150)))).counts == [(0, 0)]
 
 
 async def test_requests_in_flight_count_together_and_end_with_their_worker(table: Table) -> None:
     one, two = CommonLedger(table, 1, 2), CommonLedger(table, 2, 2)
 
     async def take(ledger: CommonLedger, request: str, name: str = "k", limit: int = 3) -> bool:
-        found = await ledger.take(want(request, name=name, concurrency=limit))
+        found = ledger.take(want(request, name=name, concurrency=limit))
         assert found.room is found.taken
         return found.taken
 
@@ -121,7 +121,7 @@ async def main():
     while True:
         for n in range(1000):
             want = Want("k", str(n), 60e6, 4, [Ask("rpm", 1, 10**9)])
-            assert (await ledger.take(want)).taken
+            assert (ledger.take(want)).taken
             ledger.end(want)
         print(1000, flush=True)
 asyncio.run(main())
@@ -151,5 +151,5 @@ async def test_nothing_is_lost_between_processes_and_a_kill_leaves_no_lock(table
         child.stdout.close()
     os.close(descriptor)
     assert counted >= 9000
-    [(_, found)] = (await ledger.take(want(rpm=(1, 10**9)))).counts
+    [(_, found)] = (ledger.take(want(rpm=(1, 10**9)))).counts
     assert counted <= found <= counted + 3000  # what they did since they last said so
