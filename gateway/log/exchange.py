@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from gateway.policy.decided import Plan
 
 Outcome = Literal[
@@ -33,6 +35,7 @@ class RawExchange:
     plan: Plan | None = None  # none when the request was refused before a plan was made
     key: str | None = None  # the name of the key, never the key
     request = b""  # the body as the client sent it (what is kept of a long one is the log's decision)
+    messages: msgspec.Raw | None = None  # of a chat: the array that is part of `request`
     status = 0
     stream = False  # the reply was an event stream
     outcome: Outcome = "ok"

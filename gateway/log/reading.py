@@ -7,6 +7,7 @@ nothing about rows.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from gateway.protocol.assembled import Assembled, assemble
 MESSAGE_LIMIT: Final = 16 * 1024  # bytes kept of one message, and of the reply's text
 _MANY: Final = 16  # all messages of a row together keep about this many times the limit of one
 _LEAST: Final = 256
+_MARK: Final = b'{"role"'
 
 
 def read_reply(exchange: RawExchange) -> Assembled:
@@ -38,16 +40,6 @@ class _Body(msgspec.Struct):
     prompt: msgspec.Raw = msgspec.Raw()
 
 
-class _RawBody(msgspec.Struct):
-    """Chat as nearly everybody sends it: one pass, and no text is decoded that will not be kept."""
-
-    messages: list[msgspec.Raw]
-    instructions: None = None
-    system: None = None
-    input: None = None
-    prompt: None = None
-
-
 class _LongBody(msgspec.Struct):
     """The same, decoded at once: every further pass over 128 KB costs 30 us."""
 
@@ -64,65 +56,119 @@ class _Message(msgspec.Struct):
 
 
 _body = msgspec.json.Decoder(_Body)
-_raw_body = msgspec.json.Decoder(_RawBody)
+_array = msgspec.json.Decoder(list[msgspec.Raw])
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _long_body = msgspec.json.Decoder(_LongBody)
 _encoder = msgspec.json.Encoder()
 
 
-def read_messages(request: bytes, limit: int = MESSAGE_LIMIT) -> tuple[str | None, bool]:
+def read_messages(
+    request: bytes, limit: int = MESSAGE_LIMIT, chat: msgspec.Raw | None = None
+) -> tuple[bytes | None, bool]:
     """(JSON array of messages, whether any was cut); None when there is nothing to read.
 
-    The messages of a short request keep the client's own bytes.
+    Messages keep the client's own bytes, those of a short request and the newest of a long chat. `chat` is the array of
+    messages, where all that was said is in it and somebody has found it already, in valid UTF-8.
     """
     try:
-        if len(request) <= limit:
-            body = _body.decode(request)
-            if _starts(body.messages, b"[") and not (_present(body.instructions) or _present(body.system)):
-                return bytes(body.messages).decode(), False
-        if (shortened := _newest_first(request, limit)) is not None:
-            return shortened
-        said = _said(_long_body.decode(request))
-        if not said:
-            return None, False
-        share = min(limit, max(_LEAST, _MANY * limit // len(said)))
-        messages, missing = zip(*(_shorten(message, share) for message in said), strict=True)
-        return _encoder.encode(messages).decode(), any(missing)
+        messages, missing = _read(request, limit, chat)
+        if chat is None and messages is not None and not messages.isascii():
+            messages.decode()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None, False
+    return messages, missing
 
 
-def _newest_first(request: bytes, limit: int) -> tuple[str, bool] | None:
-    """Of a long chat the newest messages, `limit` bytes of them, after the beginning of the first one; `omitted` counts
-    what lies between. Those are on record already, as the newest of their own exchanges. None: not such a chat.
+def _read(request: bytes, limit: int, chat: msgspec.Raw | None) -> tuple[bytes | None, bool]:
+    if len(request) <= limit or chat is None:
+        body = _body.decode(request)
+        only = _starts(body.messages, b"[") and not (_present(body.instructions) or _present(body.system))
+        chat = body.messages if only else None
+    if chat is not None:
+        messages = bytes(chat)
+        if len(messages) <= limit and messages.startswith(b"["):
+            return messages, False
+        for split in (_by_marks, _one_by_one):
+            with suppress(msgspec.MsgspecError):
+                return _shortened(split(messages, limit), limit)
+    said = _said(_long_body.decode(request))
+    if not said:
+        return None, False
+    share = min(limit, max(_LEAST, _MANY * limit // len(said)))
+    shortened, missing = zip(*(_shorten(message, share) for message in said), strict=True)
+    return _encoder.encode(shortened), any(missing)
+
+
+class _Chat(msgspec.Struct):
+    """A long chat: the first message (b"" if it is the one that is cut), how many bytes lie between, the newest message
+    that does not fit any more, and all after it, with commas.
     """
-    try:
-        messages = _raw_body.decode(request).messages
-    except msgspec.MsgspecError:
-        return None
-    kept: list[Any] = []
-    left, missing = limit, False
-    for message in reversed(messages):
-        size = len(memoryview(message))
-        if size > left:
-            missing = True
-            if left > _LEAST:
-                kept.append(_beginning(message, left))
-            break
-        kept.append(message)
-        left -= size
-    omitted = len(messages) - len(kept)
-    if omitted:
-        kept += ([{"omitted": omitted - 1}] if omitted > 1 else []) + [_beginning(messages[0], _LEAST)]
-    return _encoder.encode(kept[::-1]).decode(), missing
+
+    first: bytes
+    between: int
+    cut: bytes
+    newest: bytes
 
 
-def _beginning(message: msgspec.Raw, limit: int) -> Any:
+def _shortened(chat: _Chat, limit: int) -> tuple[bytes, bool]:
+    """The newest messages, `limit` bytes of them, after the beginning of the first one; `omitted_bytes` says how much
+    lies between. That is on record already, as the newest of its own exchanges.
+    """
+    between, cut, left = chat.between, chat.cut, limit - len(chat.newest)
+    if chat.first and left <= _LEAST:
+        between, cut = between + len(cut), b""
+    older = (
+        chat.first and _beginning(chat.first, _LEAST),
+        b'{"omitted_bytes":%d}' % between if between else b"",
+        cut and _beginning(cut, max(left, _LEAST)),
+    )
+    head = b",".join(filter(None, older))
+    return b"[%b%b%b]" % (head, b"," if head and chat.newest else b"", chat.newest), bool(chat.cut)
+
+
+def _by_marks(messages: bytes, limit: int) -> _Chat:
+    """A few looks from the end, for chats whose messages begin with their role and hold nothing else that does.
+
+    No string holds the mark: its quotes would be escaped. What is found is held against the grammar: if a mark stands
+    deeper, a piece is no JSON (brackets do not match). Raises MsgspecError then.
+    """
+    end = len(messages) - 1
+    at = messages.find(_MARK, max(1, end - limit), end)
+    at = end if at < 0 else at
+    newest = messages[at:end]
+    _array.decode(b"[%b]" % newest)
+    first, start = messages.find(_MARK), messages.rfind(_MARK, 0, at)
+    if start <= first:
+        return _Chat(b"", 0, _message(messages[1:at]), newest)
+    second = messages.find(_MARK, first + 1)
+    return _Chat(_message(messages[1:second]), start - second, _message(messages[start:at]), newest)
+
+
+def _message(piece: bytes) -> bytes:
+    """One object, without the comma behind it. Raises MsgspecError for anything else."""
+    message = piece.rstrip().removesuffix(b",")
+    _fields.decode(message)
+    return message
+
+
+def _one_by_one(messages: bytes, limit: int) -> _Chat:
+    """The same, for every array."""
+    items = [bytes(item) for item in _array.decode(messages)]
+    at, left = len(items), limit
+    while at and len(items[at - 1]) <= left:
+        at -= 1
+        left -= len(items[at])
+    newest = b",".join(items[at:])
+    older = items[:at]
+    return _Chat(b"".join(older[:-1][:1]), sum(map(len, older[1:-1])), b"".join(older[-1:]), newest)
+
+
+def _beginning(message: bytes, limit: int) -> bytes:
     """A message whose texts keep `limit` bytes each; one that is an object is not decoded for it."""
     try:
         fields = _fields.decode(message)
     except msgspec.MsgspecError:
-        return _shorten(msgspec.json.decode(message), limit)[0]
+        return _encoder.encode(_shorten(msgspec.json.decode(message), limit)[0])
     for name, value in fields.items():
         if len(memoryview(value)) > limit + 2:
             whole = _starts(value, b'"')
@@ -131,7 +177,7 @@ def _beginning(message: msgspec.Raw, limit: int) -> Any:
                 if whole
                 else _encoder.encode(_shorten(msgspec.json.decode(value), limit)[0])
             )
-    return fields
+    return _encoder.encode(fields)
 
 
 def _cut_raw(start: bytes) -> bytes:

@@ -12,7 +12,7 @@ import msgspec
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, tag="x"):
-    """A row of `exchanges`, in column order; JSON_COLUMNS hold JSON texts. `time` is in Unix seconds.
+    """A row of `exchanges`, in column order; JSON_COLUMNS hold JSON. `time` is in Unix seconds.
 
     Spool files hold rows by position: a new column goes to the end, with a default.
     """
@@ -30,7 +30,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, tag="x"):
     asked: str | None
     effective: str | None
     adjustments: str | None
-    messages: str | None
+    messages: bytes | None  # JSON as well, in UTF-8: mostly the client's own bytes, and large
     text: str | None
     finish_reason: str | None
     usage: str | None

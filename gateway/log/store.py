@@ -182,10 +182,15 @@ _NAMES: Final = ", ".join(f'"{name}"' for name in COLUMNS)
 
 @lru_cache(maxsize=64)
 def _sqlite_statement(told: tuple[bool, ...], rows: int) -> str:
-    """The INSERT of as many rows that names the columns which are `told`; the others are NULL."""
-    names = [f'"{name}"' for name in compress(COLUMNS, told)]
-    places = ", ".join([f"({', '.join('?' * len(names))})"] * rows)
-    return f"INSERT INTO exchanges ({', '.join(names)}) VALUES {places} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
+    """The INSERT of as many rows that names the columns which are `told`; the others are NULL.
+
+    Messages come as bytes in UTF-8, and are text from there on: the cast changes the name of their type and no byte.
+    """
+    columns = list(compress(COLUMNS, told))
+    names = ", ".join(f'"{name}"' for name in columns)
+    values = ", ".join("CAST(? AS TEXT)" if name == "messages" else "?" for name in columns)
+    places = ", ".join([f"({values})"] * rows)
+    return f"INSERT INTO exchanges ({names}) VALUES {places} ON CONFLICT (id) DO NOTHING"  # noqa: S608 - our own names
 
 
 def _chunks(rows: list[Row]) -> Iterator[list[tuple[Any, ...]]]:
@@ -220,7 +225,7 @@ def _insert_postgresql(connection: Connection, rows: list[Row]) -> int:
         with cursor.copy(f"COPY incoming ({_NAMES}) FROM STDIN") as copy:
             for chunk in _chunks(rows):
                 for row in chunk:
-                    copy.write_row(row)
+                    copy.write_row([value.decode() if isinstance(value, bytes) else value for value in row])
         cursor.execute(_FROM_INCOMING)
         return int(cursor.rowcount)
 

@@ -100,7 +100,7 @@ class Log:
                 self._put(size, exchange)
             else:  # long, or the writer is behind: reading it here costs some 0.1 ms and saves most of the memory
                 row = digest(exchange, self._redact, self._options.message_limit)
-                exchange.request, exchange.reply = b"", []
+                exchange.request, exchange.messages, exchange.reply = b"", None, []
                 self._put(_weight(row), row, exchange)
 
     def snapshot(self, revision: str, yaml: str) -> None:
@@ -245,5 +245,5 @@ class Log:
 def _weight(item: Item) -> int:
     """About the bytes that an item takes in memory."""
     if isinstance(item, Row):
-        return 2048 + len(item.messages or "") + len(item.text or "")
+        return 2048 + len(item.messages or b"") + len(item.text or "")
     return len(item.yaml)

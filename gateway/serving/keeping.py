@@ -18,14 +18,14 @@ import msgspec
 import yaml
 
 from gateway.log.allocation import Learner
-from gateway.log.digest import redactor
+from gateway.log.digest import Redact
 from gateway.log.exchange import RawExchange
 from gateway.log.options import Options
 from gateway.log.row import Row
 from gateway.log.store import Away
 from gateway.log.writer import Log, OnRow
 from gateway.policy.config import Config
-from gateway.serving.keyfile import KEY_PATTERN
+from gateway.serving.keyfile import KEY_MARK, KEY_PATTERN
 from gateway.serving.metrics import Metrics
 from gateway.serving.state import State
 from gateway.serving.tracing import Tracing
@@ -44,7 +44,7 @@ def open_log(settings: Settings, hidden: list[str], read: OnRow | None = None) -
         message_limit=settings.log_message_bytes,
         retention_days=settings.log_retention_days,
     )
-    return Log(options, redactor(hidden, KEY_PATTERN), read)
+    return Log(options, Redact(hidden, KEY_PATTERN, KEY_MARK), read)
 
 
 def pepper(settings: Settings) -> str:

@@ -62,7 +62,11 @@ async def generation(turn: Turn, body: bytes) -> Plan:
     """The Plan of a generation request."""
     await _admit(turn, len(body))
     path = turn.scope["path"]
-    return await _plan(turn, PATHS[path], path, _read(turn, PATHS[path], body))
+    protocol = PATHS[path]
+    fields = _read(turn, protocol, body)
+    if protocol == "chat":
+        turn.exchange.messages = fields.get("messages")
+    return await _plan(turn, protocol, path, fields)
 
 
 async def generate(turn: Turn, body: bytes) -> Plan:

@@ -9,14 +9,14 @@ import json
 
 import msgspec
 
-from gateway.log.digest import REDACTED, digest, redactor
+from gateway.log.digest import REDACTED, Redact, digest
 from gateway.log.row import JSON_COLUMNS
 from tests.fuzz import bodies, streams
 from tests.log.made import exchange, plan
 
 SECRET = "sk-1"
 _LIMIT = 512
-_redact = redactor([SECRET], r"key-\w{4,}")
+_redact = Redact([SECRET], r"key-\w{4,}")
 _SHARED = 16  # messages of a row together keep about so many times the limit, and their brackets
 
 

@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import Engine
 
 from gateway.log import store
-from gateway.log.digest import Redact
 from gateway.log.options import Options
 from gateway.log.writer import Log
 from tests.log import postgres
@@ -43,9 +42,9 @@ def start_log(url: str, tmp_path: Path) -> Iterator[Callable[..., Log]]:
     """Starts logs on the test's database; all are closed at the end."""
     logs: list[Log] = []
 
-    def start(redact: Redact | None = None, **options: object) -> Log:
+    def start(**options: object) -> Log:
         given = {"data_dir": tmp_path, "database_url": url, "interval": 0.02} | options
-        logs.append(Log(Options(**given), redact))  # type: ignore[arg-type]
+        logs.append(Log(Options(**given)))  # type: ignore[arg-type]
         return logs[-1]
 
     yield start

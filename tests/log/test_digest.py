@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.log.digest import REDACTED, digest, kept, redactor
+from gateway.log.digest import REDACTED, Redact, digest, kept
 from gateway.log.exchange import RawExchange
-from gateway.log.reading import read_messages
+from gateway.log.reading import _by_marks, _one_by_one, read_messages
 from gateway.log.row import COLUMNS
 from tests.log.made import CHAT, REPLY, assigned, exchange, plan
 
@@ -107,13 +108,17 @@ def test_the_plan_is_on_record() -> None:
 
 def test_short_messages_keep_the_client_s_bytes() -> None:
     said = b'[ {"role":"user", "content":"hi", "n":123456789012345678901234567890, "x":1.50} ]'
-    assert read_messages(b'{"model":"m","messages":' + said + b"}") == (said.decode(), False)
+    assert read_messages(b'{"model":"m","messages":' + said + b"}") == (said, False)
 
 
 def messages(request: Any, limit: int) -> list[Any]:
-    text, truncated = read_messages(msgspec.json.encode(request), limit)
+    body = msgspec.json.encode(request)
+    kept = read_messages(body, limit)
+    if "messages" in request:  # found by the relay or by the log: it is the same
+        assert read_messages(body, limit, msgspec.json.decode(body, type=dict[str, msgspec.Raw])["messages"]) == kept
+    text, truncated = kept
     assert truncated
-    found: list[Any] = msgspec.json.decode(text or "[]")
+    found: list[Any] = msgspec.json.decode(text or b"[]")
     return found
 
 
@@ -130,7 +135,10 @@ def test_long_messages_keep_their_beginning() -> None:
     assert contents(several, 2000) == ["a" * 256, None, "c" * 2000]
     several["messages"].append({"role": "user", "content": "d" * 900})
     first, omitted, *newest = messages(several, 2000)
-    assert (first["content"], omitted) == ("a" * 256, {"omitted": 1})
+    assert (first["content"], omitted) == (
+        "a" * 256,
+        {"omitted_bytes": len(msgspec.json.encode(several["messages"][1])) + 1},
+    )
     assert [set(message["content"]) for message in newest] == [{"c"}, {"d"}]
     assert len(newest[0]["content"]) + 900 <= 2000
     assert contents({"prompt": "温" * 3000}, 1000) == ["温" * 333]
@@ -140,6 +148,38 @@ def test_long_messages_keep_their_beginning() -> None:
     assert contents(image, 1000)[0][0] == {"type": "text", "text": "See"}  # type: ignore[index]
     assert len(str(contents(image, 1000))) < 1100
     assert len(str(contents({"prompt": [7] * 50_000}, 1000))) < 2000
+
+
+WORDS = st.text(st.sampled_from('{"role":,[]}\\ 温x'), max_size=40)
+PARTS = st.lists(st.fixed_dictionaries({"role": WORDS, "text": WORDS}), max_size=3)
+CONTENT = WORDS | PARTS | st.lists(PARTS, max_size=2) | st.none()
+SAID = st.fixed_dictionaries({"role": WORDS, "content": CONTENT}) | st.fixed_dictionaries({"content": CONTENT})
+CHATS = st.lists(SAID | CONTENT | st.integers(), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("split", [_by_marks, _one_by_one])
+@given(CHATS, st.integers(1, 400), st.sampled_from([None, 1]))
+def test_long_chats_are_cut_between_messages(split: Any, chat: list[Any], limit: int, indent: int | None) -> None:
+    """However deep roles stand, and whatever looks like one."""
+    array = json.dumps(chat, ensure_ascii=False, indent=indent).encode()
+    assume(len(array) > limit)
+    try:
+        found = split(array, limit)
+    except msgspec.MsgspecError:
+        assert split is _by_marks
+        return
+    newest = json.loads(b"[%b]" % found.newest)
+    assert len(found.newest) <= limit + len(newest)
+    older = chat[: len(chat) - len(newest)]
+    assert newest == chat[len(older) :]
+    assert [json.loads(piece) for piece in (found.first, found.cut) if piece] == older[:1] + older[1:][-1:]
+    assert bool(found.between) == (len(older) > 2)
+
+
+def test_marks_are_used() -> None:
+    array = msgspec.json.encode([{"role": "user", "content": text * 400} for text in "abcd"])
+    found = _by_marks(array, 1000)
+    assert found.newest == msgspec.json.encode({"role": "user", "content": "c" * 400}) + b"," + array[-429:-1]
 
 
 def test_a_long_reply_keeps_its_beginning() -> None:
@@ -199,11 +239,17 @@ def everywhere(canary: str) -> RawExchange:
 
 def test_keys_are_in_no_row() -> None:
     assert CANARY in str(digest(everywhere(CANARY)))
-    for redact in (redactor([CANARY, ""]), redactor([], r"sk-[a-z]+-[0-9]{10}")):
+    for redact in (Redact([CANARY, ""]), Redact([], r"sk-[a-z]+-[0-9]{10}")):
         row = digest(everywhere(CANARY), redact)
         assert CANARY not in str(row)
         assert row.text == REDACTED
-        assert row.messages == f'[{{"role":"user","content":"my key is {REDACTED}, keep it"}}]'
+        assert row.messages == b'[{"role":"user","content":"my key is %b, keep it"}]' % REDACTED.encode()
+
+
+def test_a_secret_in_another_language() -> None:
+    said = {"messages": [{"role": "user", "content": "密码是：芝麻开门。"}]}
+    row = digest(exchange(request=said), Redact(["芝麻开门"]))
+    assert row.messages == f'[{{"role":"user","content":"密码是：{REDACTED}。"}}]'.encode()
 
 
 def test_a_share_of_the_exchanges_but_every_one_of_an_experiment() -> None:
