@@ -12,7 +12,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, func, insert, select
+from sqlalchemy import Engine, Text, cast, func, insert, select
 
 from gateway.log import bins, export, queries, retention, schema, store
 from gateway.log.digest import digest
@@ -102,6 +102,11 @@ def test_every_value_survives(engine: Engine) -> None:
     assert found == expected
     assert found["time"] == NOW
     assert found["messages"][0]["content"] == '温度 \ufffd \\u0000 \u2028 "quoted" \t'
+    with engine.connect() as connection:  # for whoever reads the tables: text, not a blob
+        as_text = select(cast(schema.exchanges.c.messages, Text).like("%温度%"))
+        assert connection.execute(as_text).scalar_one()
+        if engine.dialect.name == "sqlite":
+            assert connection.execute(select(func.typeof(schema.exchanges.c.messages))).scalar_one() == "text"
 
 
 def test_rows_keep_their_own_gaps(engine: Engine) -> None:
