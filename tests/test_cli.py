@@ -202,6 +202,8 @@ def test_an_upstream_that_can_not_be_used_is_said_without_its_secrets(elsewhere:
         ("check", "no-such-file.yaml"),
         ("check", "."),
         ("keys", "new"),
+        ("log", "--database-url", "garbage"),
+        ("export", "--database-url", "mysql://nowhere/log"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...]) -> None:

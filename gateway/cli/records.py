@@ -39,7 +39,10 @@ def _database(flags: dict[str, Any]) -> Iterator[Engine]:
     from gateway.log import store
 
     settings = settings_of(**flags)
-    engine = store.connect(settings.database_url or store.default_url(settings.data_dir))
+    try:
+        engine = store.connect(settings.database_url or store.default_url(settings.data_dir))
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from None
     try:
         store.prepare(engine)
         yield engine
@@ -102,13 +105,19 @@ def _in_full(result: Result) -> None:
     for arm in result.arms:
         mean = "no votes" if arm.mean is None else f"mean {arm.mean:.3f}"
         click.echo(f"  {arm.variant:14} {arm.units:6} units  {arm.votes:6} votes  {arm.voters:6} voters  {mean}")
+    if result.adaptive_e is not None:
+        click.echo(f"  the arms differ: e = {result.adaptive_e:.3g} (decides from 20 on)")
     for found in result.comparisons:
-        if found.difference is None:
-            click.echo(f"  {found.variant} - {found.control}: not enough votes of both kinds yet")
-        else:
+        if found.difference is not None:
             click.echo(f"  {found.variant} - {found.control}: {found.difference:+.3f} "
                        f"[{found.low:+.3f}, {found.high:+.3f}], e = {found.max_e:.3g}")  # fmt: skip
-    if result.verdict == "not yet" and result.needed is not None and result.needed.voters_missing:
+        else:
+            why = "not enough votes of both kinds yet" if result.adaptive_e is None else "no interval in adaptive runs"
+            click.echo(f"  {found.variant} - {found.control}: {why}")
+        for rail in found.guardrails:
+            click.echo(f"    {words.text(rail.name, 'en'):20} {rail.change:+7.1%} [{rail.low:+.1%}, {rail.high:+.1%}], "
+                       f"{'HARM' if rail.harm else 'no harm shown'} ({rail.tolerance:.0%} tolerated)")  # fmt: skip
+    if result.needed is not None and result.needed.voters_missing and result.wants_votes:
         click.echo(f"  about {result.needed.voters_missing} more voters per arm to see {result.needed.detect:g}")
     reasons = "; ".join(words.reason(reason, "en") for reason in result.reasons)
     click.echo(f"\n{words.verdict(result.verdict, 'en')}" + (f": {reasons}" if reasons else ""))
@@ -165,14 +174,15 @@ def _bin_line(item: Any) -> str:
 @_LOG
 def export(form: Any, out: Any, database_url: str | None, data_dir: Path | None, **asked: Any) -> None:
     """Exchanges with their feedback, as a file for analysis."""
+    from gateway.log.export import NoParquet
     from gateway.log.export import export as pieces
 
     with _database({"database_url": database_url, "data_dir": data_dir}) as engine:
         try:
             for piece in pieces(engine, form, _filters(asked)):
                 out.write(piece)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+        except NoParquet as error:
+            raise click.UsageError(f"{error}.") from None
 
 
 COMMANDS = (experiments, show_log, export)

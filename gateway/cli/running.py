@@ -33,11 +33,12 @@ _WORKER = (sys.executable, "-P", "-m", "gateway.cli", "worker")
 
 
 def _degenerate(text: str) -> bool:
-    """Whether a logged text shows a sign of degeneration; its language is the one most of it is written in."""
-    from gateway.evaluation.degeneration import scripts, signs
+    """Whether a logged text shows a sign of degeneration. Nobody knows which language it should be in: Latin and Han
+    letters may stand side by side.
+    """
+    from gateway.evaluation.degeneration import signs
 
-    shares = scripts(text)
-    return signs(text, "zh" if shares.get("han", 0.0) > 0.5 else "en").degenerate
+    return signs(text, None).degenerate
 
 
 @click.command(short_help="Run the gateway.")

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.log.cutting import cut
 from gateway.log.exchange import RawExchange
-from gateway.log.reading import MESSAGE_LIMIT, cut, read_messages, read_reply
+from gateway.log.reading import MESSAGE_LIMIT, read_messages, read_reply
 from gateway.log.row import COLUMNS, JSON_COLUMNS, Row
 from gateway.policy.experiments import bucket
 from gateway.policy.params import Effective

@@ -31,10 +31,14 @@ _PAGE: Final = 500
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
+class NoParquet(Exception):
+    """Parquet is asked for, and pyarrow is not there."""
+
+
 def export(engine: Engine, form: Format, filters: Filters, metric: str = "thumb") -> Iterator[bytes]:
-    """The file, piece by piece. Raises store.Away, and ValueError where Parquet is asked for without pyarrow."""
+    """The file, piece by piece. Raises store.Away, and NoParquet before the first piece."""
     if form == "parquet" and find_spec("pyarrow") is None:
-        raise ValueError("Parquet needs the package pyarrow (pip install 'tempera-gateway[eval]')")
+        raise NoParquet("Parquet needs the package pyarrow (pip install 'tempera-gateway[eval]')")
     pages = _pages(engine, filters, metric)
     if form == "jsonl":
         return (b"".join(msgspec.json.encode(row) + b"\n" for row in page) for page in pages)

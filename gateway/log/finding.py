@@ -79,6 +79,11 @@ class Result(msgspec.Struct, kw_only=True):
     sample_ratio: Ratio | None  # None where weights change by design
     comparisons: list[Comparison]
     adaptive_e: float | None  # the universal e-process, adaptive runs only
-    needed: Needed | None
+    needed: Needed | None  # None for adaptive runs, to which the formula does not apply
     verdict: str
     reasons: list[str]
+
+    @property
+    def wants_votes(self) -> bool:
+        """Whether more votes could bring a verdict: time alone is not what is missing."""
+        return self.verdict == "not yet" and "too_early" not in self.reasons

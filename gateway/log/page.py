@@ -136,7 +136,7 @@ def _guardrails(rails: list[Guardrail], say: Say) -> str:
 
 def _needed(result: Result, say: Say) -> str:
     needed = result.needed
-    if needed is None or not needed.voters_missing or result.verdict != "not yet":
+    if needed is None or not needed.voters_missing or not result.wants_votes:
         return ""
     assigned = say("assigned", units=f"{needed.units_missing:,}") if needed.units_missing else ""
     missing, voters = f"{needed.voters_missing:,}", f"{needed.voters_per_arm:,}"

@@ -116,7 +116,7 @@ def judge(name: str, experiment: Experiment, found: Evidence, now: float) -> tup
         sample_ratio=ratio,
         comparisons=comparisons,
         adaptive_e=_e(races[control].best) if adaptive else None,
-        needed=_needed(experiment, arms),
+        needed=None if adaptive else _needed(experiment, arms),
         verdict="not yet",
         reasons=[],
     )

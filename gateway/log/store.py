@@ -6,6 +6,8 @@ are here. Knows nothing about queues, files or what rows mean.
 
 from __future__ import annotations
 
+import json
+import math
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -64,7 +66,7 @@ def _connect(parsed: URL) -> Engine:
         parsed = parsed.set(drivername="postgresql+psycopg")
     codec: dict[str, Any] = {
         "json_serializer": lambda value: msgspec.json.encode(value).decode(),
-        "json_deserializer": msgspec.json.decode,
+        "json_deserializer": read_json,
     }
     if parsed.get_backend_name() != "sqlite":
         patience = {"connect_timeout": 3, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
@@ -82,6 +84,27 @@ def _open_sqlite(connection: Any, _: object) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA cache_size = -1000")  # KiB; rows are appended, and the system caches too
+
+
+def read_json(text: str | bytes) -> Any:
+    """A stored JSON value. Never raises: one row that is odd must not hide the others.
+
+    Messages are the client's own bytes, in which numbers may stand that no double holds: those are texts then.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    try:
+        value = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=str)
+        msgspec.json.encode(value)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
+def _number(text: str) -> float | str:
+    return value if math.isfinite(value := float(text)) else text
 
 
 @contextmanager

@@ -11,7 +11,26 @@ from gateway.policy.experiments import Experiment
 
 
 def decide(experiment: Experiment, result: Result) -> tuple[str, list[str]]:
-    """(verdict, reasons): ship X, keep X, no difference, not yet, or invalid: sample ratio."""
+    """(verdict, reasons): ship X, keep X, no difference, not yet, or invalid: sample ratio.
+
+    A variant that hurts a guardrail cannot be shipped whatever its votes say: while they say nothing yet, that is told,
+    and it ends the experiment where no other variant is left.
+    """
+    verdict, reasons = _by_votes(experiment, result)
+    hurt = {c.variant: _harms("hurt", c) for c in result.comparisons if _harms("hurt", c)}
+    if verdict == "not yet" and hurt:
+        told = [harm for harms in hurt.values() for harm in harms]
+        if len(hurt) == len(result.comparisons):
+            return f"keep {experiment.control}", told
+        return verdict, reasons + told
+    return verdict, reasons
+
+
+def _harms(kind: str, found: Comparison) -> list[str]:
+    return [f"{kind}: {rail.name} ({found.variant})" for rail in found.guardrails if rail.harm]
+
+
+def _by_votes(experiment: Experiment, result: Result) -> tuple[str, list[str]]:
     control = experiment.control
     if result.sample_ratio is not None and result.sample_ratio.alarm:
         return "invalid: sample ratio", ["ratio"]
@@ -30,9 +49,9 @@ def decide(experiment: Experiment, result: Result) -> tuple[str, list[str]]:
         if not better:
             early = result.days < experiment.min_days
             return ("no difference", ["equivalent"]) if inside and not early else ("not yet", ["undecided"])
-    clean = [c for c in better if not any(rail.harm for rail in c.guardrails)]
+    clean = [c for c in better if not _harms("guardrail", c)]
     if not clean:
-        harms = [f"guardrail: {rail.name} ({c.variant})" for c in better for rail in c.guardrails if rail.harm]
+        harms = [harm for c in better for harm in _harms("guardrail", c)]
         return f"keep {control}", harms or ["worse"]
     if result.days < experiment.min_days:
         return "not yet", ["too_early"]

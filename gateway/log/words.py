@@ -35,6 +35,7 @@ _TEXTS: Final[dict[str, tuple[str, str]]] = {
     "better": ("Better than the control, and no guardrail shows harm.", "优于对照组，且护栏指标均无恶化。"),
     "equivalent": ("Any difference is too small to matter.", "即使有差别，也小到可以忽略。"),
     "guardrail": ("Better liked, but a guardrail shows harm: {what}.", "更受欢迎，但护栏指标恶化：{what}。"),
+    "hurt": ("A guardrail shows harm: {what}.", "护栏指标恶化：{what}。"),
     "arms": ("Arms", "各组"),
     "variant": ("Variant", "变体"),
     "weight": ("Weight", "权重"),
@@ -76,9 +77,10 @@ _TEXTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "none": ("No exchange of this experiment is in the log yet.", "日志中还没有这个实验的对话。"),
     "note": (
-        "The band is a 95% interval that stays valid however often you look. One value per unit; "
-        "a unit's last vote within 24 hours counts.",
-        "阴影是 95% 区间，无论何时查看、查看多少次都有效。每个单元只算一个值，24 小时内的最后一票有效。",
+        "The band is a 95% interval that stays valid however often you look. One value per unit, the mean of its "
+        "votes; of the votes on one answer the last within 24 hours counts.",
+        "阴影是 95% 区间，无论何时查看、查看多少次都有效。每个单元只算一个值，即其各次投票的平均；"
+        "同一条回答以 24 小时内的最后一票为准。",
     ),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar, get_args
@@ -18,7 +19,7 @@ from sqlalchemy import Engine
 
 from gateway.log import feedback, page, queries, results
 from gateway.log.bins import by_temperature
-from gateway.log.export import MEDIA_TYPES, Format, export
+from gateway.log.export import MEDIA_TYPES, Format, NoParquet, export
 from gateway.log.feedback import LogUnavailable
 from gateway.log.queries import MOST, PAGE, Filters
 from gateway.log.store import Away
@@ -30,6 +31,7 @@ from gateway.serving.state import State
 
 _Answer = TypeVar("_Answer")
 _FORMATS: Final = get_args(Format)
+_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _LATEST: Final = 2**48 // 1000  # the last second that a UUIDv7 can name
 
 
@@ -108,7 +110,7 @@ def _exchanges(router: APIRouter, state: State) -> None:
 async def _file(state: State, form: Any, filters: Filters) -> Response:
     try:
         pieces = await _ask(lambda: _begin(state.log.engine, form, filters))
-    except ValueError as error:
+    except NoParquet as error:
         raise InvalidRequest(f"{error}.", param="format") from None
     headers = {"content-disposition": f'attachment; filename="exchanges.{form}"'}
     return StreamingResponse(_pieces(pieces), headers=headers, media_type=MEDIA_TYPES[form])
@@ -183,7 +185,10 @@ def _check_texts(asked: Mapping[str, Any]) -> None:
 
 
 def _check_together(asked: Mapping[str, str]) -> None:
-    """Raises InvalidRequest for what a summary or a file would not look at."""
+    """Raises InvalidRequest for what a summary or a file would not look at, and for a `before` that is no id."""
+    before = asked.get("before")
+    if before is not None and not _ID(before):
+        raise InvalidRequest(f"before must be the id of an exchange; got {before[:40]!r}.", param="before")
     whole = next((name for name in ("by", "format") if name in asked), None)
     for other in ("format", "limit", "before"):
         if whole is not None and other != whole and other in asked:

@@ -186,7 +186,20 @@ def test_the_log_is_paged_filtered_binned_and_exported(kept: Target) -> None:
     assert {json.loads(line)["id"] for line in lines} == set(ids)
     assert kept.get("/v1/exchanges?format=csv&preset=coding").body.count(b"\n") == 4
     assert kept.get("/v1/exchanges?limit=0").error["param"] == "limit"
+    assert kept.get("/v1/exchanges?before=yesterday").error["param"] == "before"
     assert kept.get("/v1/exchanges?colour=red").status == 400
+
+
+def test_no_client_makes_the_log_unreadable(kept: Target) -> None:
+    odd = b'{"model":"coding","messages":[{"role":"user","content":"%b","weight":1e999}]}' % (b"\\ud83d\\ude00" * 9000)
+    found = row(kept, kept.send("/v1/chat/completions", odd).exchange)
+    assert set(found["messages"][0]["content"]) == {"\N{GRINNING FACE}"}
+    assert found["truncated"]
+    short = b'{"model":"coding","messages":[{"role":"user","content":"hi","weight":1e999}]}'
+    found = row(kept, kept.send("/v1/chat/completions", short).exchange)
+    assert found["messages"] == [{"role": "user", "content": "hi", "weight": "1e999"}]
+    assert kept.get("/v1/exchanges").status == 200
+    assert kept.get("/v1/exchanges?format=jsonl").body
 
 
 def test_the_engines_key_is_nowhere(kept: Target, home: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.log.digest import REDACTED, Redact, digest, kept
 from gateway.log.exchange import RawExchange
-from gateway.log.reading import _by_marks, _one_by_one, read_messages
+from gateway.log.reading import read_messages
 from gateway.log.row import COLUMNS
 from tests.log.made import CHAT, REPLY, assigned, exchange, plan
 
@@ -148,38 +147,6 @@ def test_long_messages_keep_their_beginning() -> None:
     assert contents(image, 1000)[0][0] == {"type": "text", "text": "See"}  # type: ignore[index]
     assert len(str(contents(image, 1000))) < 1100
     assert len(str(contents({"prompt": [7] * 50_000}, 1000))) < 2000
-
-
-WORDS = st.text(st.sampled_from('{"role":,[]}\\ 温x'), max_size=40)
-PARTS = st.lists(st.fixed_dictionaries({"role": WORDS, "text": WORDS}), max_size=3)
-CONTENT = WORDS | PARTS | st.lists(PARTS, max_size=2) | st.none()
-SAID = st.fixed_dictionaries({"role": WORDS, "content": CONTENT}) | st.fixed_dictionaries({"content": CONTENT})
-CHATS = st.lists(SAID | CONTENT | st.integers(), min_size=1, max_size=12)
-
-
-@pytest.mark.parametrize("split", [_by_marks, _one_by_one])
-@given(CHATS, st.integers(1, 400), st.sampled_from([None, 1]))
-def test_long_chats_are_cut_between_messages(split: Any, chat: list[Any], limit: int, indent: int | None) -> None:
-    """However deep roles stand, and whatever looks like one."""
-    array = json.dumps(chat, ensure_ascii=False, indent=indent).encode()
-    assume(len(array) > limit)
-    try:
-        found = split(array, limit)
-    except msgspec.MsgspecError:
-        assert split is _by_marks
-        return
-    newest = json.loads(b"[%b]" % found.newest)
-    assert len(found.newest) <= limit + len(newest)
-    older = chat[: len(chat) - len(newest)]
-    assert newest == chat[len(older) :]
-    assert [json.loads(piece) for piece in (found.first, found.cut) if piece] == older[:1] + older[1:][-1:]
-    assert bool(found.between) == (len(older) > 2)
-
-
-def test_marks_are_used() -> None:
-    array = msgspec.json.encode([{"role": "user", "content": text * 400} for text in "abcd"])
-    found = _by_marks(array, 1000)
-    assert found.newest == msgspec.json.encode({"role": "user", "content": "c" * 400}) + b"," + array[-429:-1]
 
 
 def test_a_long_reply_keeps_its_beginning() -> None:

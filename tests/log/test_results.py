@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, insert
 
-from gateway.log import results, store
+from gateway.cli import records
+from gateway.log import results, store, words
 from gateway.log.allocation import EVERY, Learner, shares
 from gateway.log.digest import digest
 from gateway.log.evidence import Evidence, Unit, Vote
@@ -117,6 +118,17 @@ def test_a_winner_that_harms_is_not_shipped(name: str, change: dict[str, Any]) -
     assert (result.verdict, result.reasons) == ("keep plain", [f"guardrail: {name} (warm)"])
 
 
+def test_harm_is_told_while_votes_say_nothing_and_ends_what_can_not_be_won() -> None:
+    broken = {"errors": lambda variant, rng: int(variant == "warm")}
+    found = seen({"plain": 0.6, "warm": 0.6}, 400, answers=0.02, **broken)
+    assert (judged(found).verdict, judged(found).reasons) == ("keep plain", ["hurt: errors (warm)"])
+    assert words.reason("hurt: errors (warm)", "en") == "A guardrail shows harm: Errors (warm)."
+    arms = {"plain": Variant(), "warm": Variant(), "hot": Variant()}
+    found = seen({"plain": 0.6, "warm": 0.6, "hot": 0.6}, 600, answers=0.02, **broken)
+    result = judged(found, declared(variants=arms))
+    assert (result.verdict, result.reasons) == ("not yet", ["few_votes", "hurt: errors (warm)"])
+
+
 def test_unequal_voting_is_harm_in_either_direction() -> None:
     for silent in ("plain", "warm"):
         found = seen({"plain": 0.5, "warm": 0.75}, 5000)
@@ -204,8 +216,29 @@ def test_adaptive_runs_are_judged_by_the_universal_e_process_only() -> None:
     assert won.verdict == "ship warm"
     assert (won.sample_ratio, won.comparisons[0].low, won.comparisons[0].exact_e) == (None, None, None)
     assert (won.adaptive_e or 0) > 20
+    assert won.needed is None  # the formula is for even arms
     assert judged(seen({"plain": 0.75, "warm": 0.4}, 1500), declared(**ADAPTIVE)).verdict == "keep plain"
     assert judged(seen({"plain": 0.6, "warm": 0.6}, 1500), declared(**ADAPTIVE)).verdict == "not yet"
+
+
+def test_the_terminal_says_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    records._in_full(judged(seen({"plain": 0.6, "warm": 0.72}, 4000)))
+    said = capsys.readouterr().out
+    for words_ in (
+        "sample ratio",
+        "warm - plain: +0.1",
+        "Tokens per answer",
+        "no harm shown (25% tolerated)",
+        "Ship warm",
+    ):
+        assert words_ in said
+    records._in_full(judged(seen({"plain": 0.4, "warm": 0.75}, 1500), declared(**ADAPTIVE, min_days=30)))
+    said = capsys.readouterr().out
+    assert "the arms differ: e = " in said
+    assert "Not yet: The difference is there" in said
+    assert "not enough votes" not in said
+    assert "more voters" not in said
+    assert max(map(len, said.splitlines()[:-1])) <= 80
 
 
 def test_adaptive_weights_follow_the_evidence_with_a_floor() -> None:

@@ -109,6 +109,20 @@ def test_every_value_survives(engine: Engine) -> None:
             assert connection.execute(select(func.typeof(schema.exchanges.c.messages))).scalar_one() == "text"
 
 
+def test_one_odd_row_hides_no_other(engine: Engine) -> None:
+    """A client's number that no double holds, and what an earlier version cut into half a pair."""
+    huge = exchange(request=b'{"messages":[{"role":"user","content":"hi","n":1e999,"m":' + b"9" * 5000 + b"}]}")
+    half = Row(**{**msgspec.structs.asdict(digest(exchange())), "messages": b'[{"content":"\\ud83d"}]'})
+    store.write(engine, [digest(huge), half, digest(exchange())])
+    rows = queries.page(engine, Filters())[0]
+    assert [row["messages"] for row in rows[1:]] == [
+        '[{"content":"\\ud83d"}]',
+        [{"role": "user", "content": "hi", "n": "1e999", "m": "9" * 5000}],
+    ]
+    for form in ("jsonl", "csv", "parquet"):
+        assert b"".join(export.export(engine, form, Filters()))
+
+
 def test_rows_keep_their_own_gaps(engine: Engine) -> None:
     """Whether many rows, some or none beside it have a value there."""
     keys = [None] * 60 + ["bob", None] * 35 + [None, "ann"]
