@@ -20,6 +20,7 @@ from gateway.serving.keyfile import BadKeys, Key, Limits, digest, read_keys
 from gateway.serving.limits import Limiter
 from gateway.serving.queueing import Gate
 
+Stamp = tuple[int, int, int]
 _WRONG: Final = "A valid API key is needed: Authorization: Bearer <key>."
 _log = logging.getLogger("tempera.access")
 
@@ -49,13 +50,14 @@ class Access:
         self._path = path
         self._fixed = {digest(api_key.encode()): Caller("env")} if api_key else {}
         self._operator = digest(operator_key.encode()) if operator_key else None
-        self._seen: tuple[int, int] | None = None
+        self._seen: Stamp | None = None  # of the file as it was read
+        self._last: Stamp | None = None  # at the last look
         self._callers: dict[str, Caller] = dict(self._fixed)
         self._open = not self._callers
         self.trouble: str | None = None
         self.limiter = Limiter()
         self.gate: Gate | None = None
-        self.refresh()
+        self.refresh(at_once=True)
         if self.trouble and self._open:
             raise BadKeys(self.trouble)
 
@@ -86,15 +88,19 @@ class Access:
         elif not hmac.compare_digest(digest(key or b""), self._operator):
             raise Unauthorized("This route needs the operator's key.")
 
-    def refresh(self) -> None:
-        """Read the file if it changed. A broken one changes nothing and is said in the log and in /readyz."""
+    def refresh(self, at_once: bool = False) -> None:
+        """Read the file if it changed and has kept still since the last look, so that one half written is left alone.
+
+        A broken one changes nothing and is said in the log and in /readyz.
+        """
         try:
             found = self._path.stat()
         except OSError:
             # A file that is gone leaves its keys in force: deleting it by accident must not open the gateway.
             return
-        seen = (found.st_mtime_ns, found.st_size)
-        if seen == self._seen:
+        seen = (found.st_mtime_ns, found.st_size, found.st_ino)
+        still, self._last = seen == self._last, seen
+        if seen == self._seen or not (still or at_once):
             return
         self._seen = seen
         try:

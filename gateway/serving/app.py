@@ -91,6 +91,11 @@ def open_access(settings: Settings, here: Ledger | None = None) -> Access:
     access.limiter = Limiter(settings.limits_url, settings.limits_lease, here=here)
     if settings.max_in_flight:
         access.gate = Gate(settings.max_in_flight, settings.max_queued, settings.max_queue_wait)
+    if access.open and settings.keys is not None and not settings.keys.exists():
+        raise ValueError(
+            f"TEMPERA_KEYS names {settings.keys}, which is not there, so anybody on this machine could come in: "
+            "make a key with `tempera keys new NAME`, or leave TEMPERA_KEYS out."
+        )
     if access.open and not is_loopback(settings.host):
         raise ValueError(
             f"Without keys the gateway binds to this machine only, not to {settings.host}: "

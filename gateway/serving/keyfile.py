@@ -6,9 +6,12 @@ nothing to guess from a stolen file.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final
@@ -49,6 +52,10 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, k
         return None if found == Limits() else found
 
 
+class _File(Struct, forbid_unknown_fields=True):
+    keys: list[Key] | None = None
+
+
 class BadKeys(ValueError):
     """A keys file that cannot be used, or a change it does not allow; the message never shows a key."""
 
@@ -62,11 +69,14 @@ def read_keys(path: Path) -> list[Key]:
     """The entries of a keys file; none when there is no file. Raises BadKeys."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return convert((document or {}).get("keys") or [], list[Key])
+        return convert({} if document is None else document, _File).keys or []
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, AttributeError) as error:
-        raise BadKeys(f"{path}: {' '.join(str(error).split())}") from None
+    except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may hold a key
+        mark = error.problem_mark
+        raise BadKeys(f"{path}{f':{mark.line + 1}' if mark else ''}: {error.problem}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        raise BadKeys(f"{path}: {re.sub(KEY_PATTERN, '[redacted]', ' '.join(str(error).split()))}") from None
 
 
 def add_key(
@@ -76,31 +86,44 @@ def add_key(
 
     Raises BadKeys, also for a name taken.
     """
-    keys = read_keys(path)
-    if any(key.name == name for key in keys):
-        raise BadKeys(f"{path}: there is a key named {name!r} already")
     key = KEY_MARK + secrets.token_urlsafe(32)
     about = {"name": name, "hash": digest(key.encode()), "preset": preset, "presets": presets or None}
     try:
         entry = convert(about | msgspec.structs.asdict(limits or Limits()), Key)
     except ValidationError as error:
         raise BadKeys(f"{error}") from None
-    _write(path, (*keys, entry))
+    with _alone(path):
+        keys = read_keys(path)
+        if any(other.name == name for other in keys):
+            raise BadKeys(f"{path}: there is a key named {name!r} already")
+        _write(path, (*keys, entry))
     return key
 
 
 def revoke_key(path: Path, name: str) -> None:
     """Take every entry of a name out. Raises BadKeys, also when there is none."""
-    keys = read_keys(path)
-    left = [key for key in keys if key.name != name]
-    if len(left) == len(keys):
-        known = ", ".join(key.name for key in keys) or "none"
-        raise BadKeys(f"{path}: there is no key named {name!r}; there are: {known}")
-    _write(path, left)
+    with _alone(path):
+        keys = read_keys(path)
+        left = [key for key in keys if key.name != name]
+        if len(left) == len(keys):
+            known = ", ".join(key.name for key in keys) or "none"
+            raise BadKeys(f"{path}: there is no key named {name!r}; there are: {known}")
+        _write(path, left)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Two changes at once would each write what the other has not seen. The lock is on the directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, keys: Iterable[Key]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({"keys": [to_builtins(key) for key in keys]}, sort_keys=False)
     # Written beside and moved over, so that a running gateway never reads half of it.
     fresh = path.with_suffix(".new")

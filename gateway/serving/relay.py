@@ -130,10 +130,12 @@ class Turn:
         plan = self.outgoing
         if isinstance(plan, Plan):  # the log keeps what was asked; of what was sent only what is too small to matter
             exchange.plan = plan if len(plan.body) < _SMALL else replace(plan, body=b"")
-        if self.leave is not None:
-            self.leave(exchange)
-        if exchange.protocol != "other":
-            self.state.offer(exchange)
+        try:
+            if self.leave is not None:
+                self.leave(exchange)
+        finally:
+            if exchange.protocol != "other":
+                self.state.offer(exchange)
 
     def _leave(self) -> None:
         """The client is gone, so all this is for nobody."""

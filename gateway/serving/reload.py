@@ -51,14 +51,15 @@ class Reload:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(INTERVAL):
                         await self._asked.wait()
-                self._state.access.refresh()
                 stamp, asked = await asyncio.to_thread(self._stamp), self._asked.is_set()
+                self._state.access.refresh(at_once=asked)
                 if asked or (stamp != self._seen and stamp == last):
                     self._asked.clear()
                     await self._now(metrics, counted=asked or bool(self._seen))
                 last = stamp
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the log is being written: nothing to read again for
 
     async def _now(self, metrics: Metrics, counted: bool) -> None:
         """Read the file. `counted`: somebody asked, or it changed."""

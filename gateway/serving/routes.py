@@ -172,8 +172,10 @@ async def _admit(turn: Turn, size: int) -> None:
 
 def _both(first: Leave, second: Leave) -> Leave:
     def leave(exchange: RawExchange) -> None:
-        first(exchange)
-        second(exchange)
+        try:
+            first(exchange)
+        finally:
+            second(exchange)
 
     return leave
 

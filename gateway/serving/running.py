@@ -22,7 +22,7 @@ from gateway.policy.config import Config
 from gateway.serving import chat
 from gateway.serving.app import create_app
 from gateway.serving.engine import EmbeddedEngine, EngineError
-from gateway.serving.server import bind, make_server
+from gateway.serving.server import bind, hold_hangups, make_server
 from gateway.serving.workers import Crew
 from gateway.settings import Settings
 
@@ -47,6 +47,7 @@ class Start(msgspec.Struct, frozen=True):
 
 def serve(start: Start) -> int:
     """Run until a signal; the exit code. 1 for what stops a start (said on stderr), 0 for an orderly end."""
+    hold_hangups()
     try:
         sockets = bind(start.settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -119,6 +119,11 @@ class Server(uvicorn.Server):
             await asyncio.wait(under_way, timeout=_LAST_WORDS)
 
 
+def hold_hangups() -> None:
+    """Until somebody watches for it, SIGHUP asks for nothing, and must not end the process. No child inherits this."""
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
 def _more_files() -> None:
     """As many open files as this process may have: a stream takes two, and most systems begin with 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

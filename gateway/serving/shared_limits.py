@@ -27,6 +27,7 @@ _WAYS: Final = 16
 _BUCKET: Final = _WAYS * _ROW.size
 _BUCKETS: Final = 8192
 _SIZE: Final = _BUCKETS * _BUCKET
+_MOST: Final = 2**62  # a value that is no less than this is as large as it gets
 
 
 def create() -> int:
@@ -77,7 +78,7 @@ class Table:
             at = self._room(key, now)
         elif end and now < (lasting := _ROW.unpack_from(self._map, at)[1]):
             end = lasting
-        _ROW.pack_into(self._map, at, key, end, value, owner)
+        _ROW.pack_into(self._map, at, key, end, min(value, _MOST), owner)
 
     def drop(self, owner: int) -> None:
         """Every row of an owner."""

@@ -17,6 +17,7 @@ from gateway.serving.keyfile import Limits
 from gateway.serving.ledger import PERIOD, Ask, Standing, Want, standing
 from gateway.serving.limits import Limiter
 
+_MOST: Final = 2**31  # tokens of one exchange; an engine that counts more, or less than none, has not counted
 BYTES_PER_TOKEN: Final = 4  # of a request's body: English is below it, Chinese at it, JSON's own marks make up for some
 
 
@@ -85,7 +86,7 @@ def spent(exchange: RawExchange, prompt: int) -> int:
         parts = [usage.get(name) for name in ("input_tokens", "output_tokens")]
         found = sum([part for part in parts if isinstance(part, int)])
     # A stream that was left or broke off: about one token per piece.
-    return found or prompt + exchange.pieces
+    return found if 0 < found <= _MOST else prompt + exchange.pieces
 
 
 def duration(seconds: float) -> str:

@@ -37,7 +37,7 @@ from gateway.serving.channel import (
 )
 from gateway.serving.front import Front
 from gateway.serving.gathering import page_of
-from gateway.serving.server import Server, make_server
+from gateway.serving.server import Server, hold_hangups, make_server
 from gateway.serving.shared_limits import CommonLedger, Table
 from gateway.settings import Settings
 
@@ -46,6 +46,7 @@ _PATIENCE: Final = 5.0  # seconds for the supervisor to answer
 
 def work(descriptor: int, degenerate: Callable[[str], bool]) -> int:
     """Run until told to stop; the exit code. `descriptor` is the worker's side of the channel."""
+    hold_hangups()
     sock = socket.socket(fileno=descriptor)
     try:
         begin = receive(sock)

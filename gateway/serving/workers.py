@@ -129,6 +129,7 @@ class Crew:
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # what is left is short, and must not be cut off
 
     def _reload(self) -> None:
         for seat in self._seats:

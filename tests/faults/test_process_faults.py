@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +84,23 @@ def test_a_hundred_rows_are_written_before_the_end(start: Start) -> None:
         assert gateway.process.wait(10) == 0
         assert len(gateway.offered) == 100
         assert gateway.lost() == []
+
+
+@pytest.mark.fault(rows.STOP)
+def test_a_hangup_while_the_log_is_written_ends_nothing(start: Start) -> None:
+    """Whoever asks for a reload in that moment asks a process that has nothing to read again for."""
+    with start() as gateway:
+        gateway.outcome(gateway.ask(model="balanced").exchange)
+        with contextlib.closing(sqlite3.connect(gateway.home / "data/log.db")) as database:
+            database.execute("BEGIN EXCLUSIVE")
+            answers = [gateway.ask(model="balanced") for _ in range(5)]
+            gateway.signal(signal.SIGTERM)
+            for _ in range(20):
+                time.sleep(0.05)
+                gateway.signal(signal.SIGHUP)
+            database.rollback()
+        assert gateway.process.wait(20) == 0
+        assert {gateway.outcome(each.exchange) for each in answers} == {"ok"}
 
 
 # --- presets that break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 
 from gateway.protocol.errors import Unauthorized
 from gateway.serving.access import ANYBODY, Access, is_loopback, key_of
+from gateway.serving.app import open_access
 from gateway.serving.keyfile import BadKeys, Limits, add_key, read_keys, revoke_key
+from gateway.settings import read
 
 CANARY = "tk-canary-canary-canary"
 
@@ -31,7 +34,7 @@ def test_without_keys_anybody_and_from_the_first_key_on_nobody_else(file: Path) 
     access = Access(file)
     assert (access.open, access.admit(None), access.admit(b"x")) == (True, ANYBODY, ANYBODY)
     key = add_key(file, "team", "a", ["a", "b"], Limits(rpm=5)).encode()
-    access.refresh()
+    access.refresh(at_once=True)
     caller = access.admit(key)
     assert (caller.name, caller.preset, caller.presets, caller.limits) == (
         "team",
@@ -46,7 +49,7 @@ def test_without_keys_anybody_and_from_the_first_key_on_nobody_else(file: Path) 
         messages.add(caught.value.message)
     assert len(messages) == 1, "wrong and missing look the same"
     revoke_key(file, "team")
-    access.refresh()
+    access.refresh(at_once=True)
     assert not access.open
     with pytest.raises(Unauthorized):
         access.admit(key)
@@ -64,19 +67,19 @@ def test_limits_change_with_the_file_and_a_broken_one_changes_nothing(file: Path
         ({"rpm": None, "concurrency": None}, None),
     ]:
         touch(file, yaml.safe_dump({"keys": [entry | change]}))
-        access.refresh()
+        access.refresh(at_once=True)
         assert (access.admit(key).limits, access.trouble) == (limits, None)
     wrong = ({"rpm": 0}, {"tpm": "9k"}, {"concurrency": 1.5}, {"x": 1})
     for change in wrong:
         touch(file, yaml.safe_dump({"keys": [entry | change]}))
-        access.refresh()
+        access.refresh(at_once=True)
         assert access.admit(key).limits is None
         assert access.trouble is not None
         assert next(iter(change)) in access.trouble
         assert str(file) in access.trouble
         assert entry["hash"] not in access.trouble
     file.unlink()
-    access.refresh()
+    access.refresh(at_once=True)
     assert access.admit(key).name == "team"
 
 
@@ -89,8 +92,51 @@ def test_a_broken_file_stops_a_start_that_would_be_open_and_nothing_else(file: P
     file.unlink()
     running = Access(file)
     touch(file, "keys: 5")
-    running.refresh()
+    running.refresh(at_once=True)
     assert (running.open, running.trouble is not None) == (True, True)
+
+
+def test_a_file_half_written_is_left_alone(file: Path) -> None:
+    key = add_key(file, "team").encode()
+    access, whole = Access(file), file.read_text()
+    touch(file, "")
+    access.refresh()
+    assert access.admit(key).name == "team"
+    touch(file, whole[:20])
+    access.refresh()
+    assert (access.admit(key).name, access.trouble) == ("team", None)
+    other = add_key(file.with_name("other.yaml"), "other").encode()
+    touch(file, file.with_name("other.yaml").read_text())
+    access.refresh()
+    access.refresh()
+    assert access.admit(other).name == "other"
+
+
+@pytest.mark.parametrize(
+    "text", [f"keys:\n- name: a\n  hash: {CANARY}: oops", f"keys:\n- {CANARY}: 1", "Keys: []", "[]"]
+)
+def test_a_broken_file_is_not_quoted(file: Path, text: str) -> None:
+    touch(file, text.replace("canary-canary-canary", "c" * 43))
+    with pytest.raises(BadKeys) as caught:
+        Access(file)
+    assert "ccc" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_is_named_must_be_there(file: Path) -> None:
+    with pytest.raises(ValueError, match="is not there, so anybody"):
+        open_access(read({}, keys=file))
+    open_access(read({}, keys=file, api_key="a-key-of-its-own"))
+
+
+def test_changes_at_once_lose_no_key(file: Path) -> None:
+    names = [f"team-{n}" for n in range(16)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: add_key(file, name), names))
+    assert sorted(key.name for key in read_keys(file)) == sorted(names)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: revoke_key(file, name), names[1:]))
+    assert [key.name for key in read_keys(file)] == names[:1]
 
 
 def test_an_operator(file: Path) -> None:

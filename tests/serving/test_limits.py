@@ -14,6 +14,7 @@ from gateway.protocol.errors import UpstreamReset, UpstreamUnavailable
 from gateway.serving.access import Caller
 from gateway.serving.keyfile import Limits
 from gateway.serving.limits import Limiter
+from gateway.serving.routes import _both
 from gateway.serving.stay import duration, spent
 from tests.contract.targets import free_port, send
 from tests.fakes import FakeEngine
@@ -180,12 +181,25 @@ def test_usage_in_every_protocol_as_the_engine_writes_it(path: str, streaming: b
         ([b"data: {}\n\n"], True, 100 + 3),
         ([b"[1]"], False, 100),
         ([b'{"usage":{"total_tokens":"many"}}'], False, 100),
+        ([b'{"usage":{"total_tokens":%d}}' % 2**70], False, 100),
+        ([b'{"usage":{"total_tokens":-5}}'], False, 100),
         ([], False, 100),
     ],
 )
 def test_what_an_exchange_has_cost(reply: list[bytes], streaming: bool, tokens: int) -> None:
     assert spent(made(reply, stream=streaming), 100) == tokens
     assert spent(made(reply, stream=streaming, status=429), 100) == 0
+
+
+def test_what_one_leaves_the_other_leaves_too() -> None:
+    left = []
+
+    def trip(exchange: RawExchange) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _both(trip, left.append)(made([], stream=False))
+    assert len(left) == 1
 
 
 def made(reply: list[bytes], *, stream: bool, status: int = 200) -> RawExchange:

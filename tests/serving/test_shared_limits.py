@@ -54,6 +54,11 @@ async def test_all_or_nothing_and_tokens_are_settled(table: Table) -> None:
     assert (ledger.take(want(tpm=(1, 150)))).counts == [(0, 0)]
 
 
+def test_no_count_is_too_large_for_the_table(table: Table) -> None:
+    table.put("k", 2**80, AT + 180, AT)
+    assert table.value("k", AT) >= 2**60
+
+
 async def test_requests_in_flight_count_together_and_end_with_their_worker(table: Table) -> None:
     one, two = CommonLedger(table, 1, 2), CommonLedger(table, 2, 2)
 
