@@ -86,11 +86,12 @@ class Protocol(asyncio.Protocol):
         rest = data
         while rest:
             try:
-                self._parser.feed_data(rest)
-                break
-            except httptools.HttpParserUpgrade as offer:
-                rest = rest[offer.args[0] :]
-                self._decline()
+                try:
+                    self._parser.feed_data(rest)
+                    break
+                except httptools.HttpParserUpgrade as offer:
+                    rest = rest[offer.args[0] :]
+                    self._decline()
             except httptools.HttpParserError as error:
                 cause = error.__context__
                 self._refuse(cause if isinstance(cause, GatewayError) else not_a_request())
@@ -101,7 +102,10 @@ class Protocol(asyncio.Protocol):
                 self._refuse(not_a_request(f"Its head has more than {MAX_HEAD} bytes."))
 
     def _decline(self) -> None:
-        """Go on in HTTP/1.1, with a parser that does not take the body for HTTP/2: Java's client offers that."""
+        """Go on in HTTP/1.1, with a parser that does not take the body for HTTP/2: Java's client offers that.
+
+        Raises HttpParserError for a framing that the parser did not look at while it believed in the offer.
+        """
         self._parser = new_parser(self)
         framing = [header for header in self._headers if header[0] in _FRAMING]
         if framing and self._incoming is not None:

@@ -276,6 +276,14 @@ async def test_an_upgrade_is_answered_as_any_request() -> None:
     assert not transport.closed
 
 
+async def test_an_upgrade_with_a_coding_that_is_none_is_refused() -> None:
+    transport = await Wire(echo).feed(
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: x/1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\nhi"
+    )
+    assert transport.writes[0].startswith(b"HTTP/1.1 400 ")
+    assert transport.closed
+
+
 async def test_a_body_nobody_reads_is_not_held() -> None:
     async def idle(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.Event().wait()
