@@ -123,7 +123,8 @@ def test_a_key_with_limits_from_its_making_to_its_end(tmp_path: Path, engine: Fa
     ("name", "value", "said"),
     [
         ("TEMPERA_LIMITS_URL", "http://:hunter-two@x:1", "TEMPERA_LIMITS_URL must be redis://"),
-        ("TEMPERA_KEYS", "broken.yaml", "broken.yaml: while parsing"),
+        ("TEMPERA_KEYS", "broken.yaml", "broken.yaml:1: expected the node content"),
+        ("TEMPERA_KEYS", "nowhere.yaml", "TEMPERA_KEYS names nowhere.yaml, which is not there"),
     ],
 )
 def test_a_start_that_would_not_hold_what_was_asked_for(tmp_path: Path, name: str, value: str, said: str) -> None:
