@@ -252,8 +252,11 @@ def test_sigterm_lets_open_streams_end(engine: Engine, tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_replies_are_drawn_at_the_temperature_that_is_stated(through: str, preset: str) -> None:
     asked = 2.0  # above every bound but balanced's
-    stated, first = asyncio.run(draw(through, preset, asked, 200))
-    assert tiers.omnibus(first, stated).p > 1e-3
+    for _ in range(2):  # one in a thousand right draws looks wrong, so it is a fault only if it does so twice
+        stated, first = asyncio.run(draw(through, preset, asked, 200))
+        if (p := tiers.omnibus(first, stated).p) > 1e-3:
+            break
+    assert p > 1e-3
     if stated.temperature != asked:
         other = tiers.Chain(temperature=asked, top_p=stated.top_p)
         assert tiers.omnibus(first, other).p < 1e-3
