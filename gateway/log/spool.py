@@ -14,16 +14,31 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from gateway.log.row import Item
+from gateway.log.row import COLUMNS, Item, Row
 
 SUFFIX: Final = ".spool"
 _READ: Final = 512 * 1024
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Item)
+_MESSAGES: Final = 1 + COLUMNS.index("messages")  # behind the tag
+
+
+def _decode(record: bytes) -> Item:
+    """Raises MsgspecError. Messages were texts in MessagePack once."""
+    try:
+        item: Item = _decoder.decode(record)
+        return item
+    except msgspec.ValidationError:
+        values = msgspec.msgpack.decode(record, type=list[Any])
+        if len(values) <= _MESSAGES or not isinstance(values[_MESSAGES], str):
+            raise
+        values[_MESSAGES] = values[_MESSAGES].encode()
+        row: Row = msgspec.convert(values, Row)
+        return row
 
 
 class SpoolFull(OSError):
@@ -157,7 +172,7 @@ class File:
             if end > len(data):
                 break
             try:
-                items.append(_decoder.decode(data[at + 4 : end]))
+                items.append(_decode(data[at + 4 : end]))
             except msgspec.MsgspecError:
                 self.lost += 1
             at = end

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from gateway.log.digest import digest
-from gateway.log.row import Item, Row, Snapshot
+from gateway.log.row import COLUMNS, Item, Row, Snapshot
 from gateway.log.spool import SUFFIX, Spool, SpoolFull, leftovers, orphans
 from tests.log.made import exchange
 
@@ -127,6 +127,19 @@ def test_a_row_of_an_older_release_is_read() -> None:
 
     old = msgspec.msgpack.encode(BASE)
     assert msgspec.msgpack.decode(old, type=Newer).added is None
+
+
+def test_rows_whose_messages_were_texts_are_read(tmp_path: Path) -> None:
+    row = msgspec.structs.replace(BASE, messages='[{"role":"user","content":"温"}]'.encode())
+    values = list(msgspec.structs.astuple(row))
+    values[COLUMNS.index("messages")] = '[{"role":"user","content":"温"}]'
+    path = tmp_path / f"old{SUFFIX}"
+    for record, found in (["x", *values], [row]), (["x", *values[:3], 7], []), (["x", *values, "more"], [row]), (7, []):
+        body = msgspec.msgpack.encode(record)
+        path.write_bytes(len(body).to_bytes(4) + body)
+        [file] = orphans(tmp_path)
+        assert (file.read(9), file.lost) == (found, int(not found))
+        file.close()
 
 
 def test_a_real_full_disk(tmp_path: Path) -> None:
