@@ -19,7 +19,7 @@ _MANY: Final = 20_000  # values that are decoded at once, some 5 ms
 _FEW: Final = 256 * 1024  # bytes that are decoded however many values they hold
 
 
-class _Message(msgspec.Struct, omit_defaults=True):
+class _Message(msgspec.Struct):
     role: msgspec.Raw = msgspec.Raw()
     content: msgspec.Raw = msgspec.Raw()
 

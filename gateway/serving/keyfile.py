@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,9 +19,12 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
+from gateway.log.digest import Redact
+
 KEY_MARK: Final = "tk-"
 # A key of ours in a text: only its hash is known here, so its form has to do.
 KEY_PATTERN: Final = r"tk-[A-Za-z0-9_-]{43}"
+_redact: Final = Redact((), KEY_PATTERN, KEY_MARK)
 _Most = Annotated[int, Meta(ge=1, le=10**12)]
 
 
@@ -74,9 +76,9 @@ def read_keys(path: Path) -> list[Key]:
         return []
     except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may hold a key
         mark = error.problem_mark
-        raise BadKeys(f"{path}{f':{mark.line + 1}' if mark else ''}: {error.problem}") from None
+        raise BadKeys(f"{path}{f':{mark.line + 1}' if mark else ''}: {_redact(error.problem or 'no YAML')}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise BadKeys(f"{path}: {re.sub(KEY_PATTERN, '[redacted]', ' '.join(str(error).split()))}") from None
+        raise BadKeys(f"{path}: {_redact(' '.join(str(error).split()))}") from None
 
 
 def add_key(

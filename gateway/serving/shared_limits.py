@@ -27,7 +27,7 @@ _WAYS: Final = 16
 _BUCKET: Final = _WAYS * _ROW.size
 _BUCKETS: Final = 8192
 _SIZE: Final = _BUCKETS * _BUCKET
-_MOST: Final = 2**62  # a value that is no less than this is as large as it gets
+_MOST: Final = 2**62  # the largest value that a row is given
 
 
 def create() -> int:

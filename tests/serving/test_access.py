@@ -113,7 +113,7 @@ def test_a_file_half_written_is_left_alone(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [f"keys:\n- name: a\n  hash: {CANARY}: oops", f"keys:\n- {CANARY}: 1", "Keys: []", "[]"]
+    "text", [f"keys:\n- name: a\n  hash: {CANARY}: oops", f"keys:\n- {CANARY}: 1", f"keys: *{CANARY}", "Keys: []", "[]"]
 )
 def test_a_broken_file_is_not_quoted(file: Path, text: str) -> None:
     touch(file, text.replace("canary-canary-canary", "c" * 43))
